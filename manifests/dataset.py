@@ -1,0 +1,158 @@
+"""A dataset: `dataset.json`, image shards under `sequences/`, token shards under `tokens/`, run logs under `runs/`.
+
+`dataset.json` says with which config each source and tokenizer was run; a second run with another config is refused.
+A shard exists if, and only if, its manifest does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from uvd import __version__
+from uvd.manifests.fingerprint import differences
+from uvd.manifests.schema import read_metadata
+from uvd.manifests.storage import Storage
+
+FORMAT_VERSION = 1
+_MANIFEST = re.compile(r"^(\d{6,})\.parquet$")
+_INFO = "dataset.json"
+
+
+class DatasetError(Exception):
+    """The dataset cannot be used as asked; the message says why and what to do."""
+
+
+class ConfigChangedError(DatasetError):
+    """Something was made with another config, input or version; mixing is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Names of the files of one shard, relative to the dataset."""
+
+    folder: str
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:06d}"
+
+    @property
+    def tar(self) -> str:
+        return f"{self.folder}/{self.name}.tar"
+
+    @property
+    def manifest(self) -> str:
+        return f"{self.folder}/{self.name}.parquet"
+
+    @property
+    def rejects(self) -> str:
+        return f"{self.folder}/{self.name}.rejects.parquet"
+
+
+class Dataset:
+    """Opens or starts a dataset at a path or URI; creates nothing until something is declared."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = str(uri)
+        self.storage = Storage(self.uri)
+
+    @classmethod
+    def existing(cls, uri: str) -> Dataset:
+        """Opens a dataset that must be there.
+
+        Raises:
+            DatasetError: if there is no `dataset.json`, or one of another format version.
+        """
+        dataset = cls(uri)
+        if not dataset.storage.exists(_INFO):
+            raise DatasetError(f"no dataset at {uri}: there is no {_INFO}. `uvd ingest` makes one.")
+        dataset.info()
+        return dataset
+
+    def info(self) -> dict[str, Any]:
+        """Content of `dataset.json`, or of an empty one."""
+        if not self.storage.exists(_INFO):
+            return {"format": FORMAT_VERSION, "sequences": {}, "tokens": {}}
+        info = json.loads(self.storage.read(_INFO))
+        if info.get("format") != FORMAT_VERSION:
+            raise DatasetError(
+                f"{self.uri} has format version {info.get('format')!r}; uvd {__version__} reads {FORMAT_VERSION}"
+            )
+        return info
+
+    def declare(self, section: str, name: str, entry: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        """Records how `section/name` is made, before any of its shards is.
+
+        Args:
+            section: `sequences` or `tokens`.
+            name: source, or `tokenizer/source`.
+            entry: JSON-able, with `fingerprint` and whatever explains it.
+            overwrite: drop what is there under another fingerprint (and tokens made from it).
+
+        Raises:
+            ConfigChangedError: if it is recorded with another fingerprint; says what changed.
+        """
+        with self.storage.locked():
+            info = self.info()
+            known = info[section].get(name)
+            if known is not None and known["fingerprint"] != entry["fingerprint"] and not overwrite:
+                changes = "\n  ".join(differences(known, entry))
+                raise ConfigChangedError(
+                    f"{section}/{name} in {self.uri} was made with other settings:\n  {changes}\n"
+                    "Use the old settings, another name, another dataset, or --overwrite to make it anew."
+                )
+            if overwrite:
+                self._drop(info, section, name)
+            if info[section].get(name) != entry:
+                info[section][name] = dict(entry)
+                self._write_info(info)
+
+    def _drop(self, info: dict[str, Any], section: str, name: str) -> None:
+        self.storage.delete_folder(f"{section}/{name}")
+        info[section].pop(name, None)
+        if section == "sequences":
+            for derived in [key for key in info["tokens"] if key.partition("/")[2] == name]:
+                self._drop(info, "tokens", derived)
+
+    def _write_info(self, info: dict[str, Any]) -> None:
+        self.storage.put(_INFO, (json.dumps(info, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+    def sources(self) -> list[str]:
+        """Folders below `sequences/`."""
+        return sorted(self.info()["sequences"])
+
+    def token_folders(self) -> list[tuple[str, str]]:
+        """(tokenizer, source) of everything below `tokens/`."""
+        pairs = (name.partition("/") for name in sorted(self.info()["tokens"]))
+        return [(tokenizer, source) for tokenizer, _, source in pairs]
+
+    def shards(self, folder: str) -> list[Shard]:
+        """The committed shards of `sequences/<source>` or `tokens/<tokenizer>/<source>`, in order."""
+        matches = (_MANIFEST.match(name) for name in self.storage.list(folder))
+        return [Shard(folder, int(match[1])) for match in matches if match]
+
+    def all_shards(self, section: str) -> Iterator[Shard]:
+        for name in sorted(self.info()[section]):
+            yield from self.shards(f"{section}/{name}")
+
+    def manifest(self, shard: Shard, columns: list[str] | None = None) -> pa.Table:
+        """A shard's manifest, with its metadata; `columns` limits what is read."""
+        with self.storage.filesystem.open_input_file(self.storage.full(shard.manifest)) as file:
+            return pq.read_table(file, columns=columns)
+
+    def metadata(self, shard: Shard) -> dict[str, Any]:
+        """The `uvd` metadata of a shard's manifest: reads the footer only."""
+        with self.storage.filesystem.open_input_file(self.storage.full(shard.manifest)) as file:
+            return read_metadata(pq.read_schema(file), shard.manifest)
+
+    def rejects(self, shard: Shard) -> pa.Table:
+        with self.storage.filesystem.open_input_file(self.storage.full(shard.rejects)) as file:
+            return pq.read_table(file)

@@ -1,0 +1,203 @@
+"""Image shards: sequences of pictures in a tar, their manifest and the rejects, committed in that order.
+
+The manifest is renamed into place last and is the only proof that the shard exists. The accounting is checked before:
+every planned input is in a sequence or in the rejects, or nothing is committed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uvd import __version__
+from uvd.manifests import codec, schema
+from uvd.manifests.dataset import Dataset, Shard
+from uvd.manifests.phash import phash
+from uvd.manifests.tar import Member, TarError, TarWriter, iter_members
+from uvd.sequences import Reject, VisualSequence
+
+
+class ConservationError(AssertionError):
+    """An input was neither used nor rejected, or one was named that was not planned: a bug in a source."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCounts:
+    """What became of a shard's planned inputs."""
+
+    inputs: int
+    used: int
+    rejected: int
+    partial: int
+    sequences: int
+    images: int
+    bytes: int
+
+
+class ImageShardWriter:
+    """Writes one image shard; use as a context manager, which leaves nothing behind unless `commit` was reached."""
+
+    def __init__(self, dataset: Dataset, source: str, shard: int, *, lossless: bool = False, kind: str = "") -> None:
+        self._dataset = dataset
+        self._source = source
+        self._kind = kind or source
+        self._shard = Shard(f"sequences/{source}", shard)
+        self._lossless = lossless
+        self._pending = dataset.storage.create(self._shard.tar)
+        self._tar = TarWriter(self._pending.stream)
+        self._rows: list[dict[str, Any]] = []
+        self._used: set[int] = set()
+
+    def __enter__(self) -> ImageShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pending.abort()
+
+    def add(self, sequence: VisualSequence) -> VisualSequence:
+        """Encodes and appends one sequence; returns it with its key."""
+        key = f"{self._source}-{self._shard.name}-{len(self._rows):06d}"
+        sequence = replace(sequence, key=key, source=self._source)
+        start = self._tar.bytes
+        for index, picture in enumerate(sequence.pictures):
+            if picture.drawn or self._lossless:
+                self._tar.add(f"{key}.{index:02d}.png", codec.encode_png(picture.pixels))
+            else:
+                self._tar.add(f"{key}.{index:02d}.jpg", codec.encode_jpeg(picture.pixels))
+        description = {
+            "source": self._kind,
+            "layout": sequence.layout,
+            "roles": sequence.roles,
+            "split": sequence.split,
+        }
+        self._tar.add(f"{key}.json", json.dumps(description, sort_keys=True).encode())
+        self._rows.append(self._row(sequence, start))
+        self._used |= sequence.inputs
+        return sequence
+
+    def _row(self, sequence: VisualSequence, start: int) -> dict[str, Any]:
+        pictures = sequence.pictures
+        return {
+            "key": sequence.key,
+            "source": self._kind,
+            "dataset": sequence.dataset,
+            "layout": sequence.layout,
+            "split": sequence.split,
+            "num_images": len(pictures),
+            "roles": list(sequence.roles),
+            "origins": [picture.origin for picture in pictures],
+            "indices": [picture.index for picture in pictures],
+            "widths": [picture.size[0] for picture in pictures],
+            "heights": [picture.size[1] for picture in pictures],
+            "phashes": [phash(picture.pixels) for picture in pictures],
+            "inputs": sorted(sequence.inputs),
+            "offset": start,
+            "length": self._tar.bytes - start,
+        }
+
+    def commit(self, num_inputs: int, rejects: list[Reject], fingerprint: str) -> ShardCounts:
+        """Checks the accounting, then makes tar, rejects and manifest appear, in that order.
+
+        Raises:
+            ConservationError: unless inputs = used + rejected; nothing is written then.
+        """
+        rejected = {reject.input for reject in rejects} - self._used
+        self._check(num_inputs, rejected)
+        sha = self._tar.finish()
+        counts = ShardCounts(
+            inputs=num_inputs,
+            used=len(self._used),
+            rejected=len(rejected),
+            partial=len({reject.input for reject in rejects} & self._used),
+            sequences=len(self._rows),
+            images=sum(row["num_images"] for row in self._rows),
+            bytes=self._tar.bytes,
+        )
+        metadata = {
+            "kind": "sequences",
+            "folder": self._source,
+            "shard": self._shard.number,
+            "inputs": counts.inputs,
+            "used": counts.used,
+            "rejected": counts.rejected,
+            "partial": counts.partial,
+            "sequences": counts.sequences,
+            "images": counts.images,
+            "tar_bytes": counts.bytes,
+            "tar_sha256": sha,
+            "fingerprint": fingerprint,
+            "uvd_version": __version__,
+        }
+        manifest = schema.to_parquet(self._rows, schema.SEQUENCES, metadata)
+        self._pending.commit()
+        self._dataset.storage.put(
+            self._shard.rejects,
+            schema.rejects_to_parquet(rejects, self._shard.number, self._source, self._used),
+        )
+        self._dataset.storage.put(self._shard.manifest, manifest)
+        return counts
+
+    def _check(self, num_inputs: int, rejected: set[int]) -> None:
+        seen = self._used | rejected
+        planned = set(range(num_inputs))
+        if seen != planned:
+            lost, foreign = sorted(planned - seen)[:5], sorted(seen - planned)[:5]
+            raise ConservationError(
+                f"shard {self._source}/{self._shard.name}: {len(seen)} of {num_inputs} inputs accounted for; "
+                f"neither used nor rejected: {lost}; not planned: {foreign}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSequence:
+    """One sequence as it lies in a shard: manifest row and encoded pictures."""
+
+    row: dict[str, Any]
+    members: tuple[Member, ...]
+
+    @property
+    def key(self) -> str:
+        return self.row["key"]
+
+    def pictures(self) -> NDArray[np.uint8]:
+        """All pictures, decoded, `(n, 256, 256, 3)` uint8 RGB.
+
+        Raises:
+            CodecError: if one is damaged.
+        """
+        return np.stack([codec.decode(member.data, member.name.rpartition(".")[2]) for member in self.members])
+
+
+def read_image_shard(dataset: Dataset, shard: Shard) -> Iterator[StoredSequence]:
+    """Streams a shard's sequences in order, reading the tar once.
+
+    Raises:
+        TarError: if tar and manifest do not say the same.
+    """
+    rows = dataset.manifest(shard).to_pylist()
+    with dataset.storage.stream(shard.tar) as stream:
+        members = iter_members(stream)
+        for row in rows:
+            yield _match(row, [next(members, None) for _ in range(row["num_images"] + 1)])
+
+
+def read_sequence(dataset: Dataset, shard: Shard, row: dict[str, Any]) -> StoredSequence:
+    """Reads one sequence by its manifest row: one range of bytes."""
+    data = dataset.storage.read_range(shard.tar, row["offset"], row["length"])
+    return _match(row, list(iter_members(io.BytesIO(data), span=True)))
+
+
+def _match(row: dict[str, Any], members: list[Member | None]) -> StoredSequence:
+    pictures = [member for member in members if member is not None and not member.name.endswith(".json")]
+    if len(members) != row["num_images"] + 1 or len(pictures) != row["num_images"]:
+        raise TarError(f"{row['key']}: the tar does not hold its {row['num_images']} pictures and their JSON")
+    for index, member in enumerate(pictures):
+        if member.name.rpartition(".")[0] != f"{row['key']}.{index:02d}":
+            raise TarError(f"{row['key']}: found {member.name!r} in place of picture {index:02d}")
+    return StoredSequence(row, tuple(pictures))

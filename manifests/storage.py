@@ -1,0 +1,159 @@
+"""Where a dataset lies: a local folder, or an object store through `pyarrow.fs`, behind the same few operations.
+
+Files appear whole or not at all. Locally: temporary name in the same folder, fsync, rename, fsync of the folder. On
+object stores: the file is spooled on local disk and uploaded in one piece when complete; no rename is assumed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from pyarrow import fs
+
+_TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{12}\.tmp$")
+_COPY_BYTES = 8 << 20
+
+
+class StorageError(OSError):
+    """The place that a dataset URI names cannot be used."""
+
+
+class PendingFile:
+    """A file being written. `commit` makes it appear under its name; `abort` leaves nothing."""
+
+    def __init__(self, storage: Storage, path: str) -> None:
+        self._storage, self._path = storage, path
+        if storage.local_root is not None:
+            final = storage.local_root / path
+            final.parent.mkdir(parents=True, exist_ok=True)
+            self._temporary: Path | None = final.with_name(f".{final.name}.{os.urandom(6).hex()}.tmp")
+            self.stream = cast(BinaryIO, open(self._temporary, "xb"))  # noqa: SIM115 - closed by commit or abort
+        else:
+            self._temporary = None
+            self.stream = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - closed by commit or abort
+
+    def commit(self) -> None:
+        self.stream.flush()
+        if self._temporary is None:
+            self._upload()
+        else:
+            os.fsync(self.stream.fileno())
+            final = self._temporary.parent / Path(self._path).name
+            os.rename(self._temporary, final)
+            _fsync_folder(final.parent)
+        self.stream.close()
+
+    def abort(self) -> None:
+        self.stream.close()
+        if self._temporary is not None:
+            self._temporary.unlink(missing_ok=True)
+
+    def _upload(self) -> None:
+        self.stream.seek(0)
+        with self._storage.filesystem.open_output_stream(self._storage.full(self._path)) as out:
+            while block := self.stream.read(_COPY_BYTES):
+                out.write(block)
+
+
+class Storage:
+    """One root and the files below it, named by relative paths with forward slashes."""
+
+    def __init__(self, uri: str) -> None:
+        """Opens `uri`: a path, or `file://`, `s3://`, `gs://`.
+
+        Raises:
+            StorageError: if the scheme is unknown or the place cannot be reached.
+        """
+        self.uri = uri
+        self.local_root: Path | None = None
+        if "://" not in uri or uri.startswith("file://"):
+            self.local_root = Path(uri.removeprefix("file://")).expanduser().absolute()
+            self.filesystem: fs.FileSystem = fs.LocalFileSystem()
+            self._root = str(self.local_root)
+            return
+        try:
+            self.filesystem, self._root = fs.FileSystem.from_uri(uri)
+        except (ValueError, OSError) as error:
+            raise StorageError(f"cannot open {uri}: {error}") from error
+
+    def full(self, path: str) -> str:
+        return f"{self._root}/{path}" if path else self._root
+
+    def create(self, path: str) -> PendingFile:
+        return PendingFile(self, path)
+
+    def put(self, path: str, data: bytes) -> None:
+        """Writes a whole file atomically."""
+        pending = self.create(path)
+        try:
+            pending.stream.write(data)
+            pending.commit()
+        except BaseException:
+            pending.abort()
+            raise
+
+    def exists(self, path: str) -> bool:
+        return self.filesystem.get_file_info(self.full(path)).type == fs.FileType.File
+
+    def read(self, path: str) -> bytes:
+        with self.filesystem.open_input_stream(self.full(path)) as stream:
+            return stream.read()
+
+    def read_range(self, path: str, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`: one range request on object stores."""
+        with self.filesystem.open_input_file(self.full(path)) as file:
+            return file.read_at(length, offset)
+
+    @contextmanager
+    def stream(self, path: str) -> Iterator[BinaryIO]:
+        """Opens a file for one pass from start to end."""
+        with self.filesystem.open_input_stream(self.full(path), buffer_size=1 << 20) as stream:
+            yield cast(BinaryIO, stream)
+
+    def list(self, folder: str) -> list[str]:
+        """Names of the files and folders directly in `folder`, sorted; empty if there is no such folder."""
+        selector = fs.FileSelector(self.full(folder), allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+    def delete_folder(self, folder: str) -> None:
+        if self.filesystem.get_file_info(self.full(folder)).type == fs.FileType.Directory:
+            self.filesystem.delete_dir(self.full(folder))
+
+    def sweep(self, folder: str) -> int:
+        """Deletes temporary files that a killed run left in `folder`; returns how many."""
+        stale = [name for name in self.list(folder) if _TEMPORARY.match(name)]
+        for name in stale:
+            self.filesystem.delete_file(self.full(f"{folder}/{name}"))
+        return len(stale)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the local dataset folder while `dataset.json` is read and rewritten; leaves no lock file.
+
+        Object stores have no such lock; there the last writer of `dataset.json` wins.
+        """
+        if self.local_root is None:
+            yield
+            return
+        self.local_root.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.local_root, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,164 @@
+"""Token shards: framed sequences as uint16 in a tar, several to a record, and their manifest.
+
+A record is `KEY.tokens.npy` (1-D uint16 little-endian, whole sequences `[BOS] 256·n codes [EOS]` one after another) and
+`KEY.json` with their offsets. A record is closed at 64 images, so that tar and npy headers cost 6 % and not the 24 %
+of one record per 16 images (measured). The manifest's byte offsets let a memory-mapped tar be read without parsing it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uvd import __version__
+from uvd.manifests import schema
+from uvd.manifests.dataset import Dataset, Shard
+from uvd.manifests.tar import TarWriter
+from uvd.manifests.tokens import CODEBOOK_SIZE, frame
+from uvd.sequences import Reason, Reject
+
+IMAGES_PER_RECORD = 64
+TOKEN_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """What a token shard holds."""
+
+    sequences: int
+    rejected: int
+    images: int
+    tokens: int
+    bytes: int
+
+
+class TokenShardWriter:
+    """Writes one token shard; use as a context manager, which leaves nothing behind unless `commit` was reached."""
+
+    def __init__(self, dataset: Dataset, tokenizer: str, source: str, shard: int) -> None:
+        self._dataset = dataset
+        self._source = source
+        self._shard = Shard(f"tokens/{tokenizer}/{source}", shard)
+        self._pending = dataset.storage.create(self._shard.tar)
+        self._tar = TarWriter(self._pending.stream)
+        self._rows: list[dict[str, Any]] = []
+        self._record: list[NDArray[np.uint16]] = []
+        self._record_start = 0
+        self._records = 0
+        self._histogram = np.zeros(CODEBOOK_SIZE, np.int64)
+        self._rejects: list[Reject] = []
+
+    def __enter__(self) -> TokenShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pending.abort()
+
+    def add(self, row: dict[str, Any], codes: NDArray[np.uint16]) -> None:
+        """Appends one sequence.
+
+        Args:
+            row: its row in the image shard's manifest.
+            codes: `(num_images, 256)` uint16 in [0, 8192).
+        """
+        images = sum(waiting["num_images"] for waiting in self._rows[self._record_start :])
+        if self._record and images + len(codes) > IMAGES_PER_RECORD:
+            self._close_record()
+        copied = ("key", "source", "dataset", "layout", "split", "num_images", "roles")
+        self._histogram += np.bincount(codes.reshape(-1), minlength=CODEBOOK_SIZE)
+        tokens = frame(codes)
+        self._record.append(tokens)
+        self._rows.append({**{name: row[name] for name in copied}, "num_tokens": len(tokens)})
+
+    def reject(self, index: int, key: str, reason: Reason, detail: str) -> None:
+        """Leaves out sequence number `index` of the image shard, whose pictures cannot be read."""
+        self._rejects.append(Reject(index, key, reason, detail))
+
+    def _close_record(self) -> None:
+        if not self._record:
+            return
+        key = f"{self._source}-{self._shard.name}-r{self._records:06d}"
+        tokens = np.concatenate(self._record).astype("<u2")
+        npy = io.BytesIO()
+        np.lib.format.write_array(npy, tokens, version=(1, 0), allow_pickle=False)
+        data = npy.getvalue()
+        offset = self._tar.add(f"{key}.tokens.npy", data) + len(data) - tokens.nbytes
+        starts = np.cumsum([0] + [len(part) for part in self._record])
+        self._tar.add(f"{key}.json", json.dumps({"offsets": starts.tolist()}).encode())
+        for row, start in zip(self._rows[self._record_start :], starts[:-1].tolist(), strict=True):
+            row["record"] = key
+            row["offset"] = offset + start * TOKEN_BYTES
+            row["length"] = row["num_tokens"] * TOKEN_BYTES
+        self._record, self._record_start, self._records = [], len(self._rows), self._records + 1
+
+    def commit(self, fingerprint: str, provenance: dict[str, Any]) -> TokenCounts:
+        """Makes tar, rejects and manifest appear, in that order.
+
+        Args:
+            fingerprint: of tokenizer, precision and image shard.
+            provenance: further metadata: tokenizer, its fingerprint, sha256 of the image shard, device, batch shape.
+        """
+        self._close_record()
+        sha = self._tar.finish()
+        counts = TokenCounts(
+            sequences=len(self._rows),
+            rejected=len(self._rejects),
+            images=sum(row["num_images"] for row in self._rows),
+            tokens=sum(row["num_tokens"] for row in self._rows),
+            bytes=self._tar.bytes,
+        )
+        metadata = {
+            **provenance,
+            "kind": "tokens",
+            "folder": self._source,
+            "shard": self._shard.number,
+            "inputs": counts.sequences + len(self._rejects),
+            "rejected": len(self._rejects),
+            "sequences": counts.sequences,
+            "images": counts.images,
+            "tokens": counts.tokens,
+            "records": self._records,
+            "tar_bytes": counts.bytes,
+            "tar_sha256": sha,
+            "fingerprint": fingerprint,
+            "uvd_version": __version__,
+            "histogram": encode_histogram(self._histogram),
+        }
+        manifest = schema.to_parquet(self._rows, schema.TOKENS, metadata)
+        self._pending.commit()
+        self._dataset.storage.put(
+            self._shard.rejects, schema.rejects_to_parquet(self._rejects, self._shard.number, self._source, set())
+        )
+        self._dataset.storage.put(self._shard.manifest, manifest)
+        return counts
+
+
+def encode_histogram(counts: NDArray[np.int64]) -> str:
+    """How often each code occurs, `(8192,)`, as base64 of deflated little-endian int64."""
+    return base64.b64encode(zlib.compress(counts.astype("<i8").tobytes(), 6)).decode()
+
+
+def decode_histogram(text: str) -> NDArray[np.int64]:
+    data = zlib.decompressobj().decompress(base64.b64decode(text), CODEBOOK_SIZE * 8)
+    return np.frombuffer(data, "<i8").astype(np.int64)
+
+
+def read_tokens(dataset: Dataset, shard: Shard, row: dict[str, Any]) -> NDArray[np.uint16]:
+    """The framed tokens of one sequence, by its manifest row: one range of bytes."""
+    data = dataset.storage.read_range(shard.tar, row["offset"], row["length"])
+    return np.frombuffer(data, "<u2").astype(np.uint16)
+
+
+def iter_token_shard(dataset: Dataset, shard: Shard) -> Iterator[tuple[dict[str, Any], NDArray[np.uint16]]]:
+    """(manifest row, framed tokens) of every sequence, from one read of the tar."""
+    data = dataset.storage.read(shard.tar)
+    for row in dataset.manifest(shard).to_pylist():
+        yield row, np.frombuffer(data, "<u2", row["length"] // TOKEN_BYTES, row["offset"]).astype(np.uint16)

@@ -1,0 +1,130 @@
+"""Ingesting: raw inputs → image shards. Plan in the driver, one Ray task a shard, commit in the worker."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+from rich.console import Console
+
+from uvd.manifests.dataset import Dataset
+from uvd.manifests.fingerprint import fingerprint
+from uvd.manifests.image_shard import ImageShardWriter
+from uvd.pipeline.config import config_entry
+from uvd.pipeline.progress import ShardReport
+from uvd.pipeline.ray_runtime import LOCAL, ray_runtime
+from uvd.pipeline.runner import RunResult, TaskExecutor
+from uvd.pipeline.stage import StageResult, find_missing, run_stage
+from uvd.sequences import Reject, Seeds
+from uvd.sequences.layouts import LAYOUTS, assemble
+from uvd.sources import Source, SourceConfig, WorkUnit, source_class
+
+
+@dataclass(frozen=True, slots=True)
+class IngestJob:
+    """Everything a worker needs to make one image shard."""
+
+    dataset: str
+    source: str
+    config: dict[str, Any]
+    unit: WorkUnit
+    fingerprint: str
+
+    @property
+    def shard(self) -> int:
+        return self.unit.shard
+
+
+def open_source(config: SourceConfig) -> Source:
+    return source_class(config.source)(config)
+
+
+def plan(dataset: Dataset, config: SourceConfig, config_fingerprint: str) -> Iterator[IngestJob]:
+    """One job a work unit; a shard's fingerprint covers the config, uvd's version and the unit's inputs."""
+    dumped = config.model_dump(mode="json")
+    for unit in open_source(config).plan():
+        identity = fingerprint([config_fingerprint, unit.shard, unit.num_inputs, unit.payload])
+        yield IngestJob(dataset.uri, config.source, dumped, unit, identity)
+
+
+def make_shard(job: IngestJob) -> ShardReport:
+    """Makes and commits one image shard; runs in a worker, or anywhere."""
+    cv2.setNumThreads(1)
+    source = source_class(job.source)(source_class(job.source).config_class.model_validate(job.config))
+    config = source.config
+    seeds = Seeds(config.seed, (config.folder, job.shard))
+    rejects: list[Reject] = []
+    lossless = config.image_codec == "lossless"
+    with ImageShardWriter(Dataset(job.dataset), config.folder, job.shard, lossless=lossless, kind=job.source) as writer:
+        with source.stages("total"):
+            for arranged in assemble(source.read(job.unit, seeds), LAYOUTS, config.layouts, seeds):
+                if isinstance(arranged, Reject):
+                    rejects.append(arranged)
+                else:
+                    with source.stages("encode"):
+                        writer.add(arranged)
+        with source.stages("commit"):
+            counts = writer.commit(job.unit.num_inputs, rejects, job.fingerprint)
+    return ShardReport(
+        shard=job.shard,
+        counts={
+            name: getattr(counts, name)
+            for name in ("inputs", "used", "rejected", "partial", "sequences", "images", "bytes")
+        },
+        reasons=dict(Counter(str(reject.reason) for reject in rejects)),
+        seconds=dict(source.stages.seconds),
+        host=socket.gethostname(),
+    )
+
+
+def ingest(
+    config: SourceConfig,
+    out: str,
+    *,
+    address: str = LOCAL,
+    num_cpus: int | None = None,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> StageResult:
+    """Runs one source into a dataset, or what is missing of it.
+
+    Raises:
+        SourceError: if the input as a whole cannot be used.
+        ConfigChangedError: if the dataset was made with other settings or inputs.
+    """
+    console = console or Console(stderr=True)
+    dataset = Dataset(out)
+    entry = config_entry(config)
+    folder = f"sequences/{config.folder}"
+    jobs = plan(dataset, config, entry["fingerprint"])
+    first = next(jobs, None)
+    dataset.declare("sequences", config.folder, entry, overwrite=overwrite)
+    missing = find_missing(dataset, folder, _chain(first, jobs))
+    if not missing.jobs:
+        dataset.storage.sweep(folder)
+        totals = Counter[str]()
+        for metadata in missing.committed.values():
+            totals.update({name: metadata[name] for name in ("inputs", "used", "rejected", "sequences", "images")})
+        return StageResult(missing.planned, len(missing.committed), RunResult(), totals)
+    with ray_runtime(address, num_cpus):
+        result = run_stage(
+            dataset,
+            folder,
+            missing,
+            lambda: TaskExecutor(make_shard),
+            stage="ingest",
+            console=console,
+            unit="sequences",
+        )
+    dataset.storage.sweep(folder)
+    return result
+
+
+def _chain(first: IngestJob | None, rest: Iterator[IngestJob]) -> Iterator[IngestJob]:
+    if first is not None:
+        yield first
+    yield from rest

@@ -1,0 +1,119 @@
+"""What ingesting and tokenizing have in common: find what is missing, run it on Ray, sum up, sweep.
+
+Exactly once comes from three things: a shard's fingerprint says what it is made of, its manifest says that it is there,
+and making it again gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from rich.console import Console
+
+from uvd.manifests.dataset import ConfigChangedError, Dataset
+from uvd.pipeline.progress import RunProgress
+from uvd.pipeline.runlog import RunLog
+from uvd.pipeline.runner import Executor, RunResult, run_jobs, stop_on_signals
+
+
+class FingerprintedJob(Protocol):
+    """A job that makes one shard."""
+
+    @property
+    def shard(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+J = TypeVar("J", bound=FingerprintedJob)
+
+
+@dataclass
+class StageResult:
+    """How a stage ended: shards planned, already there, made now; totals over all of them; what failed."""
+
+    planned: int
+    existing: int
+    run: RunResult
+    totals: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def complete(self) -> bool:
+        return self.run.complete and self.existing + self.run.done == self.planned
+
+
+@dataclass(frozen=True)
+class Missing(Generic[J]):
+    """The plan against what is committed."""
+
+    jobs: list[J]
+    planned: int
+    committed: dict[int, dict[str, Any]]
+
+
+def find_missing(dataset: Dataset, folder: str, jobs: Iterable[J]) -> Missing[J]:
+    """The jobs whose shard is not committed yet.
+
+    Raises:
+        ConfigChangedError: if a committed shard was made from something else, or is not in the plan.
+    """
+    shards = {shard.number: shard for shard in dataset.shards(folder)}
+    with ThreadPoolExecutor(8) as pool:
+        committed = dict(zip(shards, pool.map(dataset.metadata, shards.values()), strict=True))
+    missing: list[J] = []
+    planned: set[int] = set()
+    for job in jobs:
+        planned.add(job.shard)
+        known = committed.get(job.shard)
+        if known is None:
+            missing.append(job)
+        elif known["fingerprint"] != job.fingerprint:
+            raise ConfigChangedError(
+                f"shard {folder}/{job.shard:06d} was made from other inputs than those planned now "
+                "(files added, removed or changed). Use another dataset or name, or --overwrite to make it anew."
+            )
+    extra = sorted(set(committed) - planned)
+    if extra:
+        raise ConfigChangedError(
+            f"{folder} holds {len(extra)} shards that are not planned now (first: {extra[0]:06d}): "
+            "inputs are missing. Bring them back, or use --overwrite to make it anew."
+        )
+    return Missing(missing, len(planned), committed)
+
+
+def run_stage(
+    dataset: Dataset,
+    folder: str,
+    missing: Missing[J],
+    make_executor: Callable[[], Executor[J]],
+    *,
+    stage: str,
+    console: Console,
+    unit: str,
+) -> StageResult:
+    """Runs the missing jobs (Ray must be up) and returns totals over existing and new shards."""
+    name = folder.partition("/")[2]
+    log = RunLog(dataset.storage, stage, name)
+    progress = RunProgress(f"{stage} {name}", len(missing.jobs), log, console, unit)
+    result = RunResult(interrupted=True)
+    try:
+        dataset.storage.sweep(folder)
+        with stop_on_signals() as stop:
+            executor = make_executor()
+            result = run_jobs(iter(missing.jobs), executor, progress, stop, lambda job: f"{job.shard:06d}")
+    finally:
+        progress.close()
+        log.close(**progress.summary(), failed=sorted(result.failed), interrupted=result.interrupted)
+    totals: Counter[str] = Counter(progress.counts)
+    for metadata in missing.committed.values():
+        totals.update({key: value for key, value in metadata.items() if key in _COUNTED})
+    return StageResult(missing.planned, len(missing.committed), result, totals, progress.reasons)
+
+
+_COUNTED = ("inputs", "used", "rejected", "partial", "sequences", "images", "tokens")

@@ -1,0 +1,142 @@
+"""The contract of a source: raw inputs → plan of work units → examples.
+
+A source lists its inputs (`plan`: deterministic, cheap, without Ray) and turns one work unit into examples (`read`, in
+a worker). Every planned input must come out as an example or as a reject: the runner counts.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from uvd.sequences import Example, Reject, Resize, Seeds, Transform, fit
+from uvd.sequences.reject import RejectedInput
+from uvd.sequences.seeds import split_of
+from uvd.sequences.stages import StageTimes
+
+_NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,39}$")
+
+Item = Mapping[str, Any]
+"""One planned input: JSON-able, with `origin` (what the manifest shows) and whatever identifies its content."""
+
+NOT_DATA: dict[str, Any] = {"fingerprint": False}
+"""`json_schema_extra` of fields that say where or how fast, not what: they may change between runs of a dataset."""
+
+
+class SourceConfig(BaseModel):
+    """Settings that all sources share; each source adds its own below them in one flat YAML file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    """Which source this config is for."""
+    name: str = ""
+    """Folder below `sequences/`; the source's own name by default. Give one per raw dataset to keep several apart."""
+    dataset: str
+    """Name of the raw dataset, as the manifests show it."""
+    seed: int = 0
+    shard_size: int = Field(1000, ge=1, le=100_000)
+    """Planned inputs a shard."""
+    resize: Resize = "center_crop"
+    image_codec: Literal["jpeg", "lossless"] = "jpeg"
+    """`jpeg`: photos as JPEG q95 4:4:4, annotations as PNG. `lossless`: everything as PNG."""
+    layouts: dict[str, float] = {"single": 1.0}
+    """Layouts and their mixing weights; each example goes to one of them, drawn with the seed."""
+    holdout: dict[Literal["val", "test"], float] = {"val": 0.0}
+    """Share of inputs held out for validation and test, by hash of their identity."""
+
+    limit: int | None = Field(None, ge=1)
+    """Plan only the first inputs, to try things out."""
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if name and not _NAME.match(name):
+            raise ValueError(f"{name!r} must consist of a-z, 0-9, _ and - (it becomes a folder and part of keys)")
+        return name
+
+    @property
+    def folder(self) -> str:
+        return self.name or self.source
+
+
+@dataclass(frozen=True, slots=True)
+class WorkUnit:
+    """One shard's worth of planned inputs. Small and picklable: it says where to look, it holds no pixels."""
+
+    shard: int
+    num_inputs: int
+    payload: Mapping[str, Any]
+    """JSON-able; goes into the shard's fingerprint, so it names inputs with their size."""
+
+
+class Source(ABC):
+    """Subclass, set `config_class`, implement `plan` and `read`, and add one line to `uvd.sources.SOURCES`."""
+
+    config_class: ClassVar[type[SourceConfig]]
+
+    def __init__(self, config: SourceConfig) -> None:
+        self.config = config
+        self.stages = StageTimes()
+
+    @abstractmethod
+    def plan(self) -> Iterator[WorkUnit]:
+        """Lists all work units in shard order. Reads no more than names, sizes and footers.
+
+        Raises:
+            SourceError: when the input as a whole cannot be used (no such folder, a missing column).
+        """
+
+    @abstractmethod
+    def read(self, unit: WorkUnit, seeds: Seeds) -> Iterator[Example | Reject]:
+        """Turns one unit into examples and rejects, streaming, in a deterministic order.
+
+        Every index in `range(unit.num_inputs)` must appear in an example's `inputs` or in a reject.
+        """
+
+    def split(self, identity: str) -> str:
+        return split_of(identity, dict(self.config.holdout))
+
+    def transform(self, width: int, height: int, seeds: Seeds) -> Transform:
+        """The example's one geometric transform, by the config's `resize`."""
+        return fit(width, height, self.config.resize, seeds.generator("crop"))
+
+
+class SourceError(Exception):
+    """The input as a whole cannot be used; the message says what was looked for and where."""
+
+
+class ItemSource(Source):
+    """A source whose inputs are a list of items, handled one by one: implement `items` and `examples`."""
+
+    @abstractmethod
+    def items(self) -> Iterable[Item]:
+        """All planned inputs in a deterministic order."""
+
+    @abstractmethod
+    def examples(self, item: Item, index: int, seeds: Seeds) -> Iterator[Example]:
+        """Examples of one item; `seeds` is already its own.
+
+        Raises:
+            RejectedInput: with the reason why this item cannot be used.
+        """
+
+    def plan(self) -> Iterator[WorkUnit]:
+        iterator = islice(self.items(), self.config.limit)
+        shard = 0
+        while items := [dict(item) for item in islice(iterator, self.config.shard_size)]:
+            yield WorkUnit(shard=shard, num_inputs=len(items), payload={"items": items})
+            shard += 1
+
+    def read(self, unit: WorkUnit, seeds: Seeds) -> Iterator[Example | Reject]:
+        for index, item in enumerate(unit.payload["items"]):
+            try:
+                yield from self.examples(item, index, seeds.child(index))
+            except RejectedInput as rejected:
+                yield rejected.reject(index, item["origin"])
