@@ -19,18 +19,21 @@ from uvd import __version__
 from uvd.manifests.fingerprint import differences
 from uvd.manifests.schema import read_metadata
 from uvd.manifests.storage import Storage
+from uvd.sequences.errors import UserError
 
 FORMAT_VERSION = 1
 _MANIFEST = re.compile(r"^(\d{6,})\.parquet$")
 _INFO = "dataset.json"
 
 
-class DatasetError(Exception):
+class DatasetError(UserError):
     """The dataset cannot be used as asked; the message says why and what to do."""
 
 
 class ConfigChangedError(DatasetError):
     """Something was made with another config, input or version; mixing is refused."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,8 +101,16 @@ class ImageShardWriter:
             "length": self._tar.bytes - start,
         }
 
-    def commit(self, num_inputs: int, rejects: list[Reject], fingerprint: str) -> ShardCounts:
+    def commit(
+        self, num_inputs: int, rejects: list[Reject], fingerprint: str, config_fingerprint: str = ""
+    ) -> ShardCounts:
         """Checks the accounting, then makes tar, rejects and manifest appear, in that order.
+
+        Args:
+            num_inputs: planned inputs of the shard.
+            rejects: what was refused; an input that was used in part may be named too.
+            fingerprint: of config, uvd version and inputs of this shard.
+            config_fingerprint: the part of it that `dataset.json` records.
 
         Raises:
             ConservationError: unless inputs = used + rejected; nothing is written then.
@@ -132,6 +140,7 @@ class ImageShardWriter:
             "tar_bytes": counts.bytes,
             "tar_sha256": sha,
             "fingerprint": fingerprint,
+            "config_fingerprint": config_fingerprint,
             "uvd_version": __version__,
         }
         manifest = schema.to_parquet(self._rows, schema.SEQUENCES, metadata)

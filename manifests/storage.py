@@ -17,11 +17,12 @@ from typing import BinaryIO, cast
 
 from pyarrow import fs
 
+from uvd.sequences.errors import UserError
 _TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{12}\.tmp$")
 _COPY_BYTES = 8 << 20
 
 
-class StorageError(OSError):
+class StorageError(UserError):
     """The place that a dataset URI names cannot be used."""
 
 

@@ -12,12 +12,15 @@ from pydantic import BaseModel, ValidationError
 
 from uvd import __version__
 from uvd.manifests.fingerprint import fingerprint
+from uvd.sequences.errors import UserError
 
 C = TypeVar("C", bound=BaseModel)
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A config file or override that cannot be used; the message names file, key and what would be right."""
+
+    exit_code = 2
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -86,12 +89,14 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
 
 def data_settings(config: BaseModel) -> dict[str, Any]:
     """The settings that decide what the data is: without places, speeds and other fields marked `NOT_DATA`."""
-    dumped = config.model_dump(mode="json")
+    settings = config.model_dump(mode="json")
     for name, field in type(config).model_fields.items():
-        extra = field.json_schema_extra
+        extra, value = field.json_schema_extra, getattr(config, name)
         if isinstance(extra, dict) and extra.get("fingerprint") is False:
-            del dumped[name]
-    return dumped
+            del settings[name]
+        elif isinstance(value, BaseModel):
+            settings[name] = data_settings(value)
+    return settings
 
 
 def config_entry(config: BaseModel) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from uvd.manifests.fingerprint import fingerprint
 from uvd.manifests.image_shard import ImageShardWriter
 from uvd.pipeline.config import config_entry
 from uvd.pipeline.progress import ShardReport
-from uvd.pipeline.ray_runtime import LOCAL, ray_runtime
-from uvd.pipeline.runner import RunResult, TaskExecutor
-from uvd.pipeline.stage import StageResult, find_missing, run_stage
+from uvd.pipeline.ray_runtime import LOCAL
+from uvd.pipeline.runner import TaskExecutor
+from uvd.pipeline.stage import Stage, StageResult, find_missing, run_stage
 from uvd.sequences import Reject, Seeds
 from uvd.sequences.layouts import LAYOUTS, assemble
 from uvd.sources import Source, SourceConfig, WorkUnit, source_class
@@ -33,6 +33,7 @@ class IngestJob:
     config: dict[str, Any]
     unit: WorkUnit
     fingerprint: str
+    config_fingerprint: str
 
     @property
     def shard(self) -> int:
@@ -48,7 +49,7 @@ def plan(dataset: Dataset, config: SourceConfig, config_fingerprint: str) -> Ite
     dumped = config.model_dump(mode="json")
     for unit in open_source(config).plan():
         identity = fingerprint([config_fingerprint, unit.shard, unit.num_inputs, unit.payload])
-        yield IngestJob(dataset.uri, config.source, dumped, unit, identity)
+        yield IngestJob(dataset.uri, config.source, dumped, unit, identity, config_fingerprint)
 
 
 def make_shard(job: IngestJob) -> ShardReport:
@@ -68,7 +69,7 @@ def make_shard(job: IngestJob) -> ShardReport:
                     with source.stages("encode"):
                         writer.add(arranged)
         with source.stages("commit"):
-            counts = writer.commit(job.unit.num_inputs, rejects, job.fingerprint)
+            counts = writer.commit(job.unit.num_inputs, rejects, job.fingerprint, job.config_fingerprint)
     return ShardReport(
         shard=job.shard,
         counts={
@@ -100,31 +101,7 @@ def ingest(
     dataset = Dataset(out)
     entry = config_entry(config)
     folder = f"sequences/{config.folder}"
-    jobs = plan(dataset, config, entry["fingerprint"])
-    first = next(jobs, None)
+    jobs = list(plan(dataset, config, entry["fingerprint"]))
     dataset.declare("sequences", config.folder, entry, overwrite=overwrite)
-    missing = find_missing(dataset, folder, _chain(first, jobs))
-    if not missing.jobs:
-        dataset.storage.sweep(folder)
-        totals = Counter[str]()
-        for metadata in missing.committed.values():
-            totals.update({name: metadata[name] for name in ("inputs", "used", "rejected", "sequences", "images")})
-        return StageResult(missing.planned, len(missing.committed), RunResult(), totals)
-    with ray_runtime(address, num_cpus):
-        result = run_stage(
-            dataset,
-            folder,
-            missing,
-            lambda: TaskExecutor(make_shard),
-            stage="ingest",
-            console=console,
-            unit="sequences",
-        )
-    dataset.storage.sweep(folder)
-    return result
-
-
-def _chain(first: IngestJob | None, rest: Iterator[IngestJob]) -> Iterator[IngestJob]:
-    if first is not None:
-        yield first
-    yield from rest
+    stage = Stage("ingest", folder, "sequences", lambda: TaskExecutor(make_shard), address, num_cpus)
+    return run_stage(dataset, stage, find_missing(dataset, folder, jobs), console)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from uvd.sequences.errors import UserError
 LOCAL = "local"
 _WORKER_ENVIRONMENT = {
     # One shard is one single-threaded task; parallelism comes from running many.
@@ -25,29 +26,34 @@ OBJECT_STORE_BYTES = 256 << 20
 """Local object store: tasks exchange reports of a few hundred bytes, so it can be small."""
 
 
-class RuntimeUnavailableError(RuntimeError):
+class RuntimeUnavailableError(UserError):
     """Ray could not be started or reached; the message says how to go on."""
 
 
 @contextmanager
-def ray_runtime(address: str = LOCAL, num_cpus: int | None = None) -> Iterator[None]:
+def ray_runtime(
+    address: str = LOCAL, num_cpus: int | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[None]:
     """Runs the block with Ray initialised, and shuts it down after.
 
     Args:
         address: `local` for a private instance, `auto` or `host:port` or `ray://…` for a cluster.
         num_cpus: CPUs of a private instance; by default all that this process may use.
+        environment: variables that workers must have before they start Python.
 
     Raises:
         RuntimeUnavailableError: if there is no cluster at `address`, or Ray does not start.
     """
     local = address == LOCAL
     os.environ.setdefault("RAY_AUTH_MODE", "disabled" if local else "token")
-    for name, value in _WORKER_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    variables = {**_WORKER_ENVIRONMENT, **(environment or {})}
     import ray
 
     try:
         if local:
+            # Inherited by the raylet and its workers: cheaper than a runtime environment.
+            for name, value in variables.items():
+                os.environ.setdefault(name, value)
             ray.init(
                 address="local",
                 num_cpus=num_cpus or len(os.sched_getaffinity(0)),
@@ -58,7 +64,12 @@ def ray_runtime(address: str = LOCAL, num_cpus: int | None = None) -> Iterator[N
                 log_to_driver=False,
             )
         else:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(
+                address=address,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env={"env_vars": variables},
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = "start a local Ray" if local else f"reach a Ray cluster at {address!r}"
         raise RuntimeUnavailableError(f"could not {where}: {error}") from error

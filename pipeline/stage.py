@@ -7,7 +7,7 @@ and making it again gives the same bytes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -16,6 +16,7 @@ from rich.console import Console
 
 from uvd.manifests.dataset import ConfigChangedError, Dataset
 from uvd.pipeline.progress import RunProgress
+from uvd.pipeline.ray_runtime import LOCAL, ray_runtime
 from uvd.pipeline.runlog import RunLog
 from uvd.pipeline.runner import Executor, RunResult, run_jobs, stop_on_signals
 
@@ -87,33 +88,44 @@ def find_missing(dataset: Dataset, folder: str, jobs: Iterable[J]) -> Missing[J]
     return Missing(missing, len(planned), committed)
 
 
-def run_stage(
-    dataset: Dataset,
-    folder: str,
-    missing: Missing[J],
-    make_executor: Callable[[], Executor[J]],
-    *,
-    stage: str,
-    console: Console,
-    unit: str,
-) -> StageResult:
-    """Runs the missing jobs (Ray must be up) and returns totals over existing and new shards."""
-    name = folder.partition("/")[2]
-    log = RunLog(dataset.storage, stage, name)
-    progress = RunProgress(f"{stage} {name}", len(missing.jobs), log, console, unit)
-    result = RunResult(interrupted=True)
-    try:
-        dataset.storage.sweep(folder)
-        with stop_on_signals() as stop:
-            executor = make_executor()
-            result = run_jobs(iter(missing.jobs), executor, progress, stop, lambda job: f"{job.shard:06d}")
-    finally:
-        progress.close()
-        log.close(**progress.summary(), failed=sorted(result.failed), interrupted=result.interrupted)
-    totals: Counter[str] = Counter(progress.counts)
+@dataclass(frozen=True)
+class Stage(Generic[J]):
+    """One run of ingesting or tokenizing: how it is called, where its shards go, what executes them."""
+
+    name: str
+    """`ingest` or `tokenize`."""
+    folder: str
+    unit: str
+    """What progress counts: `sequences` or `images`."""
+    make_executor: Callable[[], Executor[J]]
+    address: str = LOCAL
+    num_cpus: int | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def run_stage(dataset: Dataset, stage: Stage[J], missing: Missing[J], console: Console) -> StageResult:
+    """Runs the missing jobs, starting Ray only if there are any; totals cover existing and new shards."""
+    dataset.storage.sweep(stage.folder)
+    totals: Counter[str] = Counter()
     for metadata in missing.committed.values():
         totals.update({key: value for key, value in metadata.items() if key in _COUNTED})
-    return StageResult(missing.planned, len(missing.committed), result, totals, progress.reasons)
+    result = StageResult(missing.planned, len(missing.committed), RunResult(), totals)
+    if not missing.jobs:
+        return result
+    log = RunLog(dataset.storage, stage.name, stage.folder.partition("/")[2])
+    result.run = RunResult(interrupted=True)
+    with stop_on_signals() as stop, ray_runtime(stage.address, stage.num_cpus, stage.environment):
+        progress = RunProgress(f"{stage.name} {stage.folder}", len(missing.jobs), log, console, stage.unit)
+        try:
+            executor = stage.make_executor()
+            result.run = run_jobs(iter(missing.jobs), executor, progress, stop, lambda job: f"{job.shard:06d}")
+        finally:
+            progress.close()
+            log.close(**progress.summary(), failed=sorted(result.run.failed), interrupted=result.run.interrupted)
+    dataset.storage.sweep(stage.folder)
+    totals.update(progress.counts)
+    result.reasons = progress.reasons
+    return result
 
 
 _COUNTED = ("inputs", "used", "rejected", "partial", "sequences", "images", "tokens")

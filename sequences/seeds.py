@@ -7,8 +7,10 @@ same numbers whether it is made first, last, twice or on another machine.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +40,7 @@ class Seeds:
         return np.random.Generator(np.random.Philox(key=self._digest(parts)))
 
 
-def split_of(identity: str, fractions: dict[str, float]) -> str:
+def split_of(identity: str, fractions: Mapping[Any, float]) -> str:
     """The split of whatever `identity` names (a URL, a video, an object), by hash alone.
 
     Args:

@@ -1,8 +1,8 @@
 """`annotated-video`: frame folders with one annotation image a frame → interleaved and grouped sequences.
 
-Layout of the input: `CLIP/frames/NAME.jpg` and `CLIP/ANNOTATION/NAME.png`; frame and annotation belong together by name,
-never by sort order. Planned inputs are windows of 8 annotated frames; a frame without annotation, or an annotation
-without frame, is an input of its own that is rejected by name.
+Layout of the input: `CLIP/frames/NAME.jpg` and `CLIP/ANNOTATION/NAME.png`; frame and annotation belong together by
+name, never by sort order. Planned inputs are windows of 8 annotated frames; a frame without annotation, or the
+reverse, is an input of its own that is rejected by name.
 """
 
 from __future__ import annotations
@@ -101,19 +101,19 @@ class AnnotatedVideoSource(ItemSource):
         data = read_bytes(self.config.input / path, self.config.max_bytes)
         return decode_image(data, max_pixels=self.config.max_pixels)
 
-    def _decode_annotation(self, path: str) -> NDArray[np.integer]:
+    def _decode_annotation(self, path: str) -> NDArray[np.int32] | NDArray[np.uint8]:
         data = read_bytes(self.config.input / path, self.config.max_bytes)
         if self.config.annotation == "labels":
             return decode_labels(data, max_pixels=self.config.max_pixels)
         return decode_image(data, max_pixels=self.config.max_pixels)[0]
 
 
-def _coloured(labels: NDArray[np.integer], transform: Transform) -> NDArray[np.uint8]:
+def _coloured(labels: NDArray[np.int32] | NDArray[np.uint8], transform: Transform) -> NDArray[np.uint8]:
     resized = transform.labels(labels)
     if resized.ndim == 3:
         return resized.astype(np.uint8)
     try:
-        return render_segmentation(resized)
+        return render_segmentation(resized.astype(np.int32))
     except ValueError as error:
         raise RejectedInput(Reason.BAD_ANNOTATION, str(error)) from error
 

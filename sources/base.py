@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from uvd.sequences import Example, Reject, Resize, Seeds, Transform, fit
+from uvd.sequences.errors import UserError
 from uvd.sequences.reject import RejectedInput
 from uvd.sequences.seeds import split_of
 from uvd.sequences.stages import StageTimes
@@ -101,14 +102,14 @@ class Source(ABC):
         """
 
     def split(self, identity: str) -> str:
-        return split_of(identity, dict(self.config.holdout))
+        return split_of(identity, self.config.holdout)
 
     def transform(self, width: int, height: int, seeds: Seeds) -> Transform:
         """The example's one geometric transform, by the config's `resize`."""
         return fit(width, height, self.config.resize, seeds.generator("crop"))
 
 
-class SourceError(Exception):
+class SourceError(UserError):
     """The input as a whole cannot be used; the message says what was looked for and where."""
 
 

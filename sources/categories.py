@@ -1,7 +1,7 @@
 """`categories`: ImageNet-style folders, one a class → sequences of groups of one class.
 
-Class names stay out of the dataset, and file names often hold them, so origins are numbers: `0003/000017.jpg` is file 17
-of class 3, both counted from 0 in sorted order.
+Class names stay out of the dataset, and file names often hold them, so origins are numbers: `0003/000017.jpg` is file
+17 of class 3, both counted from 0 in sorted order.
 """
 
 from __future__ import annotations

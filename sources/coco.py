@@ -1,8 +1,8 @@
 """`annotated`: images with COCO annotations → boxes, OpenPose skeletons, segmentation, and derived pictures.
 
-Reads the COCO object-detection form (instances and person keypoints, cocodataset.org/#format-data). A class's colour is its
-place among the sorted category ids: stable over the dataset, and no class name is read. The JSON is parsed once, when
-planning; each work unit carries the annotations of its images.
+Reads the COCO object-detection form (instances and person keypoints, cocodataset.org/#format-data). A class's colour is
+its place among the sorted category ids: stable over the dataset, and no class name is read. The JSON is parsed once,
+when planning; each work unit carries the annotations of its images.
 """
 
 from __future__ import annotations
@@ -112,21 +112,23 @@ class CocoSource(ItemSource):
         boxed = [annotation for annotation in annotations if annotation["bbox"] and not annotation["crowd"]]
         if not boxed:
             return None
-        corners = transform.boxes(np.array([annotation["bbox"] for annotation in boxed], dtype=np.float64))
+        corners = transform.boxes(np.array([_numbers(annotation, "bbox", 4) for annotation in boxed]))
         visible = visible_boxes(corners)
         if not visible.any():
             return None
-        classes = np.array([annotation["class"] for annotation in boxed])[visible]
+        classes = np.array([_class(annotation) for annotation in boxed])[visible]
         background = photo.pixels if self.config.boxes_over_image else None
         return render_boxes(corners[visible], classes, background=background)
 
     def _pose(
         self, photo: Picture, annotations: Sequence[Annotation], transform: Transform
     ) -> NDArray[np.uint8] | None:
-        people = [annotation["keypoints"] for annotation in annotations if annotation["keypoints"]]
+        people = [
+            _numbers(annotation, "keypoints", 3 * KEYPOINTS) for annotation in annotations if annotation["keypoints"]
+        ]
         if not people:
             return None
-        keypoints = np.array(people, dtype=np.float64).reshape(-1, KEYPOINTS, 3)
+        keypoints = np.array(people).reshape(-1, KEYPOINTS, 3)
         keypoints[:, :, :2] = transform.points(keypoints[:, :, :2])
         if not visible_people(keypoints).any():
             return None
@@ -144,10 +146,31 @@ class CocoSource(ItemSource):
             except ValueError as error:
                 raise RejectedInput(Reason.BAD_ANNOTATION, f"segmentation: {error}") from error
             masks.append(transform.labels(mask))
-            classes.append(annotation["class"])
+            classes.append(_class(annotation))
         if not any(mask.any() for mask in masks):
             return None
         return render_instances(np.stack(masks), np.array(classes))
+
+
+def _numbers(annotation: Annotation, key: str, count: int) -> NDArray[np.float64]:
+    """The numbers of one annotation entry.
+
+    Raises:
+        RejectedInput: unless it is a list of `count` finite numbers.
+    """
+    try:
+        values = np.array(annotation[key], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise RejectedInput(Reason.BAD_ANNOTATION, f"{key} is not a list of numbers") from error
+    if values.shape != (count,) or not np.isfinite(values).all():
+        raise RejectedInput(Reason.BAD_ANNOTATION, f"{key} is not {count} finite numbers")
+    return values
+
+
+def _class(annotation: Annotation) -> int:
+    if annotation["class"] is None:
+        raise RejectedInput(Reason.BAD_ANNOTATION, "category_id is not among the JSON's categories")
+    return annotation["class"]
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -189,5 +212,5 @@ def _keep(annotation: Annotation, colours: dict[int, int]) -> Annotation:
         "crowd": bool(annotation.get("iscrowd")),
         "bbox": annotation.get("bbox"),
         "segmentation": annotation.get("segmentation"),
-        "keypoints": annotation.get("keypoints") if any(annotation.get("keypoints") or ()) else None,
+        "keypoints": annotation.get("keypoints") if annotation.get("num_keypoints", 1) else None,
     }

@@ -1,7 +1,7 @@
 """Image files → RGB arrays, treating every file as hostile.
 
-The header is read first: format allow-listed, pixels capped, before anything is decoded. EXIF orientation is applied, alpha
-is laid over white, palettes and CMYK become RGB, 16-bit grey is scaled, animations give their first frame.
+The header is read first: format allow-listed, pixels capped, before anything is decoded. EXIF orientation is applied,
+alpha is laid over white, palettes and CMYK become RGB, 16-bit grey is scaled, animations give their first frame.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from uvd.sequences import Reason
 from uvd.sequences.reject import RejectedInput
@@ -23,6 +23,8 @@ MAX_PIXELS = 64_000_000
 """About 192 MB as RGB."""
 MAX_BYTES = 64 << 20
 MIN_SIDE = 16
+_QUARTER_TURNS = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
 
 # The cap below is ours and a refusal; Pillow's own only warns.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -69,12 +71,12 @@ def decode_image(
     try:
         if scale_to is not None and image.format == "JPEG":
             image.draft("RGB", (_draft_side(width, height, scale_to), _draft_side(height, width, scale_to)))
+        turned = image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS
         image = ImageOps.exif_transpose(image)
         pixels = np.asarray(_to_rgb(image))
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise RejectedInput(Reason.TRUNCATED, _short(error)) from error
-    upright = (width, height) if (pixels.shape[1] >= pixels.shape[0]) == (width >= height) else (height, width)
-    return pixels, upright
+    return pixels, (height, width) if turned else (width, height)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -112,11 +114,11 @@ def _short(error: Exception) -> str:
 def list_files(root: Path, suffixes: frozenset[str]) -> list[tuple[str, int]]:
     """(relative path, bytes) of all files below `root` with one of `suffixes`, sorted; links out of it are left out."""
     resolved = root.resolve()
-    found = []
-    for path in root.rglob("*"):
-        if path.suffix.lower() in suffixes and path.is_file() and path.resolve().is_relative_to(resolved):
-            found.append((path.relative_to(root).as_posix(), path.stat().st_size))
-    return sorted(found)
+    return sorted(
+        (path.relative_to(root).as_posix(), path.stat().st_size)
+        for path in root.rglob("*")
+        if path.suffix.lower() in suffixes and path.is_file() and path.resolve().is_relative_to(resolved)
+    )
 
 
 def decode_labels(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.int32]:

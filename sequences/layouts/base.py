@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from uvd.sequences.example import Example, Picture
+from uvd.sequences.errors import UserError
 from uvd.sequences.reject import Reject
 from uvd.sequences.seeds import Seeds
 from uvd.sequences.visual_sequence import VisualSequence
@@ -19,7 +20,7 @@ from uvd.sequences.visual_sequence import VisualSequence
 Arranged = VisualSequence | Reject
 
 
-class LayoutError(ValueError):
+class LayoutError(UserError):
     """An example that this layout cannot arrange: a mistake in the config (`layouts:` of a source)."""
 
 

@@ -1,0 +1,177 @@
+"""Statistics of a dataset from its manifests: shares beside UVDv1's, layouts, tokens and codebook use, rejects.
+
+Nothing but Parquet is read. DuckDB does the sums over all manifests at once, and answers `--sql` on the same views,
+read-only and without access to other files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from uvd.manifests.dataset import Dataset, DatasetError
+from uvd.manifests.schema import REJECTS, SEQUENCES, TOKENS
+from uvd.manifests.token_shard import decode_histogram
+from uvd.manifests.tokens import CODEBOOK_SIZE
+
+UVDV1_SHARES = {
+    "unlabelled images": 88.5,
+    "annotated images": 7.15,
+    "videos": 4.24,
+    "annotated videos": 0.06,
+    "3D objects": 0.05,
+}
+"""Percent of images in UVDv1 (LVM paper, arXiv 2312.00785, section 3.1 and appendix)."""
+FAMILY = {
+    "laion": "unlabelled images",
+    "images": "unlabelled images",
+    "annotated": "annotated images",
+    "categories": "annotated images",
+    "video": "videos",
+    "annotated-video": "annotated videos",
+    "objaverse": "3D objects",
+}
+"""UVDv1's kind of data of each source."""
+
+
+def connect(dataset: Dataset) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection with the views `sequences`, `tokens` and `rejects`, closed to all other files."""
+    views: dict[str, Any] = {
+        "sequences": _scan(dataset, [shard.manifest for shard in dataset.all_shards("sequences")], SEQUENCES),
+        "tokens": _scan(dataset, [shard.manifest for shard in dataset.all_shards("tokens")], TOKENS),
+        "rejects": _scan(dataset, [shard.rejects for shard in dataset.all_shards("sequences")], REJECTS),
+    }
+    connection = duckdb.connect(config={"autoinstall_known_extensions": False, "autoload_known_extensions": False})
+    for name, view in views.items():
+        connection.register(name, view)
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+def _scan(dataset: Dataset, paths: list[str], schema: pa.Schema) -> Any:
+    if not paths:
+        return schema.empty_table()
+    full = [dataset.storage.full(path) for path in paths]
+    return pads.dataset(full, schema=schema, filesystem=dataset.storage.filesystem, format="parquet")
+
+
+def query(dataset: Dataset, sql: str) -> pa.Table:
+    """Answers one SQL query on the views `sequences`, `tokens` and `rejects`.
+
+    Raises:
+        DatasetError: if it is not one `select`, or DuckDB refuses it.
+    """
+    try:
+        statements = duckdb.extract_statements(sql)
+        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+            raise DatasetError("--sql takes one select statement")
+        return connect(dataset).execute(sql).to_arrow_table()
+    except duckdb.Error as error:
+        raise DatasetError(f"--sql: {error}") from error
+
+
+def statistics(dataset: Dataset) -> dict[str, Any]:
+    """Everything that `uvd stats` shows, as one JSON-able mapping."""
+    connection = connect(dataset)
+
+    def rows(sql: str) -> list[dict[str, Any]]:
+        table: pa.Table = connection.execute(sql).to_arrow_table()
+        return table.to_pylist()
+
+    by_source = rows(
+        "select source, dataset, count(*)::bigint sequences, sum(num_images)::bigint images, sum(length)::bigint bytes "
+        "from sequences group by all order by source, dataset"
+    )
+    return {
+        "dataset": dataset.uri,
+        "sources": by_source,
+        "families": _families(by_source),
+        "layouts": rows(
+            "select layout, count(*)::bigint sequences, sum(num_images)::bigint images "
+            "from sequences group by all order by images desc, layout"
+        ),
+        "splits": rows(
+            "select split, count(*)::bigint sequences, sum(num_images)::bigint images "
+            "from sequences group by all order by split"
+        ),
+        "roles": rows(
+            "select role, count(*)::bigint images from (select unnest(roles) role from sequences) "
+            "group by all order by images desc, role"
+        ),
+        "rejects": rows(
+            "select reason, count(*)::bigint inputs from rejects where not partial group by all "
+            "order by inputs desc, reason"
+        ),
+        "accounting": _accounting(dataset),
+        "tokens": _tokens(dataset),
+    }
+
+
+def _families(by_source: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Images by UVDv1's kinds of data, with the share here and there in percent."""
+    total = sum(row["images"] for row in by_source)
+    images = dict.fromkeys(UVDV1_SHARES, 0)
+    for row in by_source:
+        images[FAMILY[row["source"]]] += row["images"]
+    return [
+        {
+            "family": family,
+            "images": count,
+            "share": 100 * count / total if total else 0.0,
+            "uvdv1_share": UVDV1_SHARES[family],
+        }
+        for family, count in images.items()
+    ]
+
+
+def _accounting(dataset: Dataset) -> list[dict[str, Any]]:
+    """Inputs, used and rejected by source, summed over the manifests' metadata."""
+    result = []
+    for source in dataset.sources():
+        totals = dict.fromkeys(("inputs", "used", "rejected", "partial"), 0)
+        shards = dataset.shards(f"sequences/{source}")
+        for shard in shards:
+            metadata = dataset.metadata(shard)
+            for name in totals:
+                totals[name] += metadata[name]
+        result.append({"source": source, "shards": len(shards), **totals})
+    return result
+
+
+def _tokens(dataset: Dataset) -> list[dict[str, Any]]:
+    """Tokens, bytes and codebook use by tokenizer and source; histograms are merged, tokens never read."""
+    result = []
+    for tokenizer, source in dataset.token_folders():
+        totals: dict[str, int] = dict.fromkeys(("sequences", "images", "tokens", "tar_bytes", "rejected"), 0)
+        histogram = np.zeros(CODEBOOK_SIZE, np.int64)
+        for shard in dataset.shards(f"tokens/{tokenizer}/{source}"):
+            metadata = dataset.metadata(shard)
+            for name in totals:
+                totals[name] += metadata[name]
+            histogram += decode_histogram(metadata["histogram"])
+        result.append({"tokenizer": tokenizer, "source": source, **totals, **codebook_use(histogram)})
+    return result
+
+
+def codebook_use(histogram: np.ndarray) -> dict[str, float]:
+    """Share of the 8192 codes that occur, in percent, and the perplexity (exp of the entropy) of their use."""
+    total = histogram.sum()
+    if not total:
+        return {"codes_used": 0.0, "perplexity": 0.0}
+    shares = histogram[histogram > 0] / total
+    return {
+        "codes_used": 100 * len(shares) / CODEBOOK_SIZE,
+        "perplexity": float(np.exp(-(shares * np.log(shares)).sum())),
+    }
+
+
+def flatten(statistics: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The tables among the statistics, in the order in which a person wants them."""
+    order = ("families", "sources", "layouts", "splits", "roles", "accounting", "rejects", "tokens")
+    return [(name, statistics[name]) for name in order if statistics[name]]

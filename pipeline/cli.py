@@ -1,0 +1,57 @@
+"""The `uvd` command. Each group of commands has a file of its own; heavy packages are imported when they are needed.
+
+Exit codes: 0 all done, 1 error, 2 usage or config, 3 some shards failed or the run was stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+from rich.console import Console
+
+from uvd import __version__
+from uvd.pipeline import cli_data, cli_inspect, cli_model
+from uvd.sequences.errors import UserError
+
+app = typer.Typer(
+    name="uvd",
+    help="Raw visual data in, unified vision dataset of token sequences and a large vision model out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+cli_data.register(app)
+cli_inspect.register(app)
+cli_model.register(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"uvd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the command line; known errors become one message and an exit code, unknown ones keep their traceback."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True).print(f"uvd: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output went away (`uvd stats | head`); that is no error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

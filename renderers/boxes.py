@@ -1,0 +1,117 @@
+"""Object detection as an image: boxes coloured by class, over the photo (the paper's "overlay") or on black.
+
+Rules: larger boxes first, so that small ones stay visible; a box that leaves the picture is clipped and stays closed;
+one that lies outside it, has no area or is not finite is not drawn; any other box gets at least one pixel. Outlines
+grow inwards, so the drawn extent is the box. 10 boxes at 256x256 cost about 0.03 ms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from uvd.renderers.canvas import canvas
+from uvd.renderers.palette import VOID, colours
+from uvd.sequences import IMAGE_SIZE
+
+THICKNESS = 2
+"""Width of an outline in pixels at 256x256: the thinnest that survives a 16x16 token."""
+
+
+def render_boxes(
+    boxes_xyxy: ArrayLike,
+    classes: ArrayLike,
+    size: int = IMAGE_SIZE,
+    background: NDArray[np.uint8] | None = None,
+    filled: bool = False,
+    thickness: int = THICKNESS,
+) -> NDArray[np.uint8]:
+    """Draws boxes by the rules above.
+
+    Args:
+        boxes_xyxy: `(N, 4)` left, top, right, bottom in output pixels, pixel (0, 0) covering [0, 1) x [0, 1).
+        classes: `(N,)` class ids, which are palette indices from 1; 0 would be void. Ids that count from 0 get 1 added
+            by the reader, the same everywhere in a dataset. Not used when `filled`.
+        size: side of the picture in pixels; the background's own size wins.
+        background: `(H, W, 3)` uint8 RGB photo to draw over, left as it is; None draws on black.
+        filled: solid white boxes, the form used for prompting.
+        thickness: width of the outlines in pixels.
+
+    Returns:
+        `(H, W, 3)` uint8 RGB.
+
+    Raises:
+        ValueError: for arrays of other shapes, class ids outside the palette or void, `thickness` below 1.
+
+    >>> render_boxes([[10, 20, 60, 80]], [3]).shape
+    (256, 256, 3)
+    """
+    if thickness < 1:
+        raise ValueError(f"thickness must be at least 1 pixel, not {thickness}")
+    boxes = _as_boxes(boxes_xyxy)
+    picture = canvas(size, background)
+    fills = _class_colours(classes, len(boxes), filled)
+    for index, (left, top, right, bottom) in _drawing_order(boxes, picture.shape[1], picture.shape[0]):
+        if filled:
+            cv2.rectangle(picture, (left, top), (right, bottom), fills[index], cv2.FILLED)
+            continue
+        # Nested one-pixel outlines grow inwards; OpenCV's own thickness would spread to both sides of the edge.
+        for inset in range(min(thickness, (min(right - left, bottom - top)) // 2 + 1)):
+            first, last = (left + inset, top + inset), (right - inset, bottom - inset)
+            cv2.rectangle(picture, first, last, fills[index], 1)
+    return picture
+
+
+def visible_boxes(boxes_xyxy: ArrayLike, width: int = IMAGE_SIZE, height: int = IMAGE_SIZE) -> NDArray[np.bool_]:
+    """`(N,)` bool: which of the `(N, 4)` boxes leave a mark in a picture of that size.
+
+    Raises:
+        ValueError: for boxes of another shape.
+    """
+    boxes = _as_boxes(boxes_xyxy).tolist()
+    return np.array([pixel_box(box, width, height) is not None for box in boxes], dtype=np.bool_)
+
+
+PixelBox = tuple[int, int, int, int]
+
+
+def pixel_box(box: Sequence[float], width: int, height: int) -> PixelBox | None:
+    """First and last pixel, left, top, right, bottom, of a box clipped to the picture; None if it is not drawn."""
+    x0, y0, x1, y1 = box
+    # An infinite or NaN edge fails the first two comparisons.
+    if not (0 < x1 - x0 < inf and 0 < y1 - y0 < inf and x0 < width and y0 < height and x1 > 0 and y1 > 0):
+        return None
+    left = min(int(max(x0, 0) + 0.5), width - 1)
+    top = min(int(max(y0, 0) + 0.5), height - 1)
+    return left, top, max(int(min(x1, width) + 0.5) - 1, left), max(int(min(y1, height) + 0.5) - 1, top)
+
+
+def _drawing_order(boxes: NDArray[np.float64], width: int, height: int) -> list[tuple[int, PixelBox]]:
+    """The boxes to draw with their indices, largest drawn area first, ties in the given order."""
+    pixels = [(index, pixel_box(box, width, height)) for index, box in enumerate(boxes.tolist())]
+    drawn = [(index, box) for index, box in pixels if box is not None]
+    return sorted(drawn, key=lambda item: (item[1][0] - item[1][2] - 1) * (item[1][3] - item[1][1] + 1))
+
+
+def _as_boxes(boxes_xyxy: ArrayLike) -> NDArray[np.float64]:
+    boxes = np.asarray(boxes_xyxy, dtype=np.float64)
+    if boxes.size == 0:
+        return np.zeros((0, 4))
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"boxes have shape {boxes.shape}, expected (N, 4)")
+    return boxes
+
+
+def _class_colours(classes: ArrayLike, count: int, filled: bool) -> list[list[int]]:
+    if filled:
+        return [[255, 255, 255]] * count
+    ids = np.asarray(classes)
+    if ids.shape != (count,):
+        raise ValueError(f"{count} boxes need as many classes, not an array of shape {ids.shape}")
+    if (ids == VOID).any():
+        raise ValueError("class id 0 is void, which is black: ids of classes count from 1")
+    return colours(ids).tolist()

@@ -1,0 +1,198 @@
+"""Draws prepared parts with pyrender: one upload an object, one draw a view, one context a process.
+
+pyrender supplies buffers, textures and the draw loop; what decides pixels is fixed here: the shader, the order of
+drawing (pyrender keeps meshes and lights in sets, whose order changes between runs), and a framebuffer of twice the
+size, shrunk by area averaging, which looks the same on every platform (OSMesa has no multisampling).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from uvd.renderers.gl import create_context, probe_gl
+from uvd.renderers.multiview_camera import Camera
+from uvd.renderers.multiview_scene import OBJECT_RADIUS, Part
+
+SUPERSAMPLING = 2
+"""Samples a side of a pixel: 4 samples a pixel."""
+
+NEAR_MARGIN = 1.2 * OBJECT_RADIUS
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectViews:
+    """The views of one object.
+
+    Attributes:
+        pixels: `(N, size, size, 3)` uint8 RGB.
+        coverage: `(N, size, size)` uint8, 255 where the object covers the whole pixel.
+    """
+
+    pixels: NDArray[np.uint8]
+    coverage: NDArray[np.uint8]
+
+
+class ViewRenderer:
+    """A context and its renderer; use `view_renderer(size)`, which keeps one a process."""
+
+    def __init__(self, size: int) -> None:
+        platform = probe_gl().name
+        self.size = size
+        self._context = create_context(platform)
+        self._renderer = _pyrender_renderer(size * SUPERSAMPLING)
+
+    def draw(self, parts: Sequence[Part], cameras: Sequence[Camera], background: tuple[int, int, int]) -> ObjectViews:
+        """Draws all cameras' views; `parts` must come opaque first, as `object_parts` gives them."""
+        import pyrender
+
+        self._context.make_current()
+        scene = pyrender.Scene(bg_color=[*(channel / 255 for channel in background), 0.0], ambient_light=[0.0] * 3)
+        nodes = [scene.add(pyrender.Mesh([_primitive(part)])) for part in parts]
+        lens = pyrender.PerspectiveCamera(yfov=1.0, aspectRatio=1.0)
+        eye = scene.add(lens)
+        views = [self._view(scene, eye, camera, parts, nodes) for camera in cameras]
+        self._renderer.release()
+        pixels, coverage = zip(*views, strict=True)
+        return ObjectViews(np.stack(pixels), np.stack(coverage))
+
+    def _view(
+        self, scene: Any, eye: Any, camera: Camera, parts: Sequence[Part], nodes: Sequence[Any]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        eye.camera.yfov = np.radians(camera.field_of_view)
+        eye.camera.zfar = camera.radius + NEAR_MARGIN
+        eye.camera.znear = max(camera.radius - NEAR_MARGIN, 0.02)
+        scene.set_pose(eye, camera.pose)
+        distances = [_distance(part, camera) if part.surface.blend else np.inf for part in parts]
+        order = sorted(range(len(parts)), key=lambda i: (-distances[i], i))
+        self._renderer.draw_order = [nodes[i] for i in order]
+        rgba = self._renderer.render(scene, _offscreen())
+        size = (self.size, self.size)
+        covered = np.where(rgba[..., 3] > 0, np.uint8(255), np.uint8(0))
+        pixels = cv2.resize(np.ascontiguousarray(rgba[..., :3]), size, interpolation=cv2.INTER_AREA)
+        return pixels.astype(np.uint8), cv2.resize(covered, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+
+
+@lru_cache(maxsize=2)
+def view_renderer(size: int) -> ViewRenderer:
+    """The process's renderer for views of `size` x `size` pixels.
+
+    Raises:
+        GLUnavailable: when the machine cannot draw.
+    """
+    return ViewRenderer(size)
+
+
+def _distance(part: Part, camera: Camera) -> float:
+    return float(np.linalg.norm(part.center - camera.position))
+
+
+def _offscreen() -> int:
+    from pyrender.constants import RenderFlags
+
+    return int(RenderFlags.OFFSCREEN)
+
+
+def _primitive(part: Part) -> Any:
+    import pyrender
+
+    surface = part.surface
+    textures: dict[int, Any] = {}
+
+    def texture(pixels: NDArray[np.uint8] | None) -> Any:
+        if pixels is None:
+            return None
+        if id(pixels) not in textures:
+            textures[id(pixels)] = pyrender.Texture(source=pixels, source_channels="RGBA")
+        return textures[id(pixels)]
+
+    material = pyrender.MetallicRoughnessMaterial(
+        baseColorFactor=np.asarray(surface.base_color),
+        metallicFactor=surface.metallic,
+        roughnessFactor=min(surface.roughness, 1.0),
+        emissiveFactor=np.asarray(surface.emissive),
+        baseColorTexture=texture(surface.base_texture),
+        metallicRoughnessTexture=texture(surface.metallic_roughness_texture),
+        normalTexture=texture(surface.normal_texture),
+        occlusionTexture=texture(surface.occlusion_texture),
+        emissiveTexture=texture(surface.emissive_texture),
+        alphaMode="BLEND" if surface.blend else "OPAQUE",
+        alphaCutoff=surface.alpha_cutoff,
+        doubleSided=True,
+    )
+    return pyrender.Primitive(
+        positions=part.positions,
+        normals=part.normals,
+        texcoord_0=part.uv,
+        color_0=part.colors,
+        indices=part.indices,
+        material=material,
+        mode=pyrender.constants.GLTF.TRIANGLES,
+    )
+
+
+def _pyrender_renderer(side: int) -> Any:
+    """pyrender's `Renderer` with the parts that decide pixels replaced; needs a current context."""
+    from OpenGL import GL as gl  # noqa: N811 - the usual name
+    from pyrender.renderer import Renderer
+
+    from uvd.renderers.multiview_shader import program_cache
+
+    class Drawer(Renderer):
+        draw_order: Sequence[Any] = ()
+        _main_fb: int | None
+        _meshes: set[Any]
+        _mesh_textures: set[Any]
+
+        def _sorted_mesh_nodes(self, scene: Any) -> Sequence[Any]:
+            return self.draw_order
+
+        def _compute_max_n_lights(self, flags: int) -> list[int]:
+            return [1, 1, 1]
+
+        def _bind_lighting(self, scene: Any, program: Any, node: Any, flags: int) -> None:
+            """The lights are constants of the shader."""
+
+        def _bind_and_draw_primitive(self, primitive: Any, pose: Any, program: Any, flags: int) -> None:
+            blended = primitive.material.alphaMode == "BLEND"
+            program.set_uniform("alpha_cutoff", float(primitive.material.alphaCutoff))
+            program.set_uniform("opaque", 0.0 if blended else 1.0)
+            super()._bind_and_draw_primitive(primitive, pose, program, flags)
+
+        def _configure_main_framebuffer(self) -> None:
+            if self._main_fb is not None:
+                return
+            self._main_cb, self._main_db = gl.glGenRenderbuffers(2)
+            self._main_fb = self._main_fb_ms = gl.glGenFramebuffers(1)
+            gl.glBindFramebuffer(gl.GL_FRAMEBUFFER, self._main_fb)
+            for buffer, kind, attachment in (
+                (self._main_cb, gl.GL_RGBA8, gl.GL_COLOR_ATTACHMENT0),
+                (self._main_db, gl.GL_DEPTH_COMPONENT24, gl.GL_DEPTH_ATTACHMENT),
+            ):
+                gl.glBindRenderbuffer(gl.GL_RENDERBUFFER, buffer)
+                gl.glRenderbufferStorage(gl.GL_RENDERBUFFER, kind, side, side)
+                gl.glFramebufferRenderbuffer(gl.GL_FRAMEBUFFER, attachment, gl.GL_RENDERBUFFER, buffer)
+
+        def _read_main_framebuffer(self, scene: Any, flags: int) -> NDArray[np.uint8]:
+            gl.glBindFramebuffer(gl.GL_READ_FRAMEBUFFER, self._main_fb)
+            data = gl.glReadPixels(0, 0, side, side, gl.GL_RGBA, gl.GL_UNSIGNED_BYTE)
+            return np.flip(np.frombuffer(data, dtype=np.uint8).reshape(side, side, 4), axis=0)
+
+        def release(self) -> None:
+            """Frees the buffers and textures of the object just drawn; shaders and framebuffer stay."""
+            for mesh in self._meshes:
+                for primitive in mesh.primitives:
+                    primitive.delete()
+            for texture in self._mesh_textures:
+                texture.delete()
+            self._meshes, self._mesh_textures, self.draw_order = set(), set(), ()
+
+    drawer = Drawer(side, side)
+    drawer._program_cache = program_cache()
+    return drawer

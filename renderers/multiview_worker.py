@@ -1,0 +1,72 @@
+"""From a 3D file to its views: the function that runs in the child process of a source of objects.
+
+Called by name (`uvd.renderers.multiview_worker:render_file`) with JSON, it answers with JSON and plain arrays.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from uvd.renderers.multiview import Camera, ObjectViews, render_object
+from uvd.renderers.multiview_files import load_object
+from uvd.sequences.reject import Reason, RejectedInput
+
+# Texture sizes are checked where textures are decoded, with a reject; Pillow's own limit would drop them in silence.
+Image.MAX_IMAGE_PIXELS = None
+
+MIN_COVERAGE = 0.001
+"""Share of a view that the object must cover."""
+
+MIN_CONTRAST = 8
+"""Grey levels between a view's darkest and brightest value."""
+
+
+def render_file(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+    """Renders one file.
+
+    Args:
+        request: `path`, `max_bytes`, `max_faces`, `size`, `background` (three of 0..255), `up` (`auto`, `y`, `z`) and
+            `cameras` (a list of [azimuth, elevation, radius, field of view]).
+
+    Returns:
+        `{"coverage": mean share of the views that is covered}` and `[(N, size, size, 3) uint8]`.
+
+    Raises:
+        RejectedInput: with the reason why there are no views.
+    """
+    path = Path(request["path"])
+    suffix = path.suffix.lower()
+    up = request["up"]
+    if up == "auto":  # STL comes from CAD and printing, where +Z is up; glTF says +Y, OBJ and PLY mostly follow
+        up = "z" if suffix == ".stl" else "y"
+    red, green, blue = request["background"]
+    views = render_object(
+        load_object(path, request["max_bytes"]),
+        [Camera(*numbers) for numbers in request["cameras"]],
+        size=request["size"],
+        background=(red, green, blue),
+        up=up,
+        linear_colors=suffix in (".glb", ".gltf"),
+        max_faces=request["max_faces"],
+    )
+    check_views(views)
+    return {"coverage": round(float(views.coverage.mean() / 255), 4)}, [views.pixels]
+
+
+def check_views(views: ObjectViews) -> None:
+    """Refuses views on which nothing can be seen.
+
+    Raises:
+        RejectedInput: `BLANK_VIEW`, naming the view.
+    """
+    for number, (pixels, coverage) in enumerate(zip(views.pixels, views.coverage, strict=True)):
+        share = float(np.mean(coverage)) / 255
+        contrast = int(pixels.max()) - int(pixels.min())
+        if share < MIN_COVERAGE or contrast < MIN_CONTRAST:
+            detail = f"view {number}: {100 * share:.2f} % covered, {contrast} grey levels"
+            raise RejectedInput(Reason.BLANK_VIEW, detail)

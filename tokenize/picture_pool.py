@@ -1,0 +1,60 @@
+"""Pictures to train a tokenizer on: those of a dataset's image shards, decoded once into a memory-mapped file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uvd.manifests.dataset import Dataset, DatasetError
+from uvd.manifests.image_shard import read_image_shard
+from uvd.sequences import IMAGE_SIZE
+
+PICTURE_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
+
+
+class PicturePool(Protocol):
+    """Random access to pictures, each `(256, 256, 3)` uint8 RGB."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> NDArray[np.uint8]: ...
+
+
+def shard_pool(dataset: Dataset, cache: Path, split: str = "train", max_pictures: int | None = None) -> PicturePool:
+    """Decodes the pictures of one split into `cache` (196,608 bytes each) and maps it.
+
+    Args:
+        dataset: its image shards are read in order.
+        cache: raw file; used as it is if it exists.
+        max_pictures: stop after so many.
+
+    Raises:
+        DatasetError: if the split is empty.
+    """
+    if not cache.exists():
+        temporary = cache.with_name(f".{cache.name}.part")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        written = 0
+        with temporary.open("wb") as file:
+            for picture in _pictures(dataset, split):
+                if max_pictures is not None and written >= max_pictures:
+                    break
+                file.write(picture.tobytes())
+                written += 1
+        temporary.rename(cache)
+    count = cache.stat().st_size // PICTURE_BYTES
+    if not count:
+        cache.unlink()
+        raise DatasetError(f"{dataset.uri} has no pictures in split {split!r}")
+    return np.memmap(cache, np.uint8, "r", shape=(count, IMAGE_SIZE, IMAGE_SIZE, 3))
+
+
+def _pictures(dataset: Dataset, split: str) -> Iterator[NDArray[np.uint8]]:
+    for shard in dataset.all_shards("sequences"):
+        for stored in read_image_shard(dataset, shard):
+            if stored.row["split"] == split:
+                yield from stored.pictures()

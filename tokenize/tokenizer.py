@@ -1,0 +1,259 @@
+"""Loading and using a tokenizer: images in, token ids out, and back.
+
+`load_tokenizer` takes the name of an embedded tokenizer or a folder with `config.json` and weights. Encoding always
+runs one batch shape and one thread count, the last batch padded, because convolutions may differ in the last bit with
+either and a near-tie in the codebook would then flip an id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from uvd.manifests.tokens import BOS, CODEBOOK_SIZE, EOS, PAD, VOCAB_SIZE
+from uvd.sequences.errors import UserError
+from uvd.tokenize.vqgan import VQGAN, VQGANConfig, VQGANError
+
+WEIGHTS = Path(__file__).parent / "weights"
+PREPROCESSING = "RGB uint8 / 255, range [0, 1], no mean or deviation"
+CPU_BATCH, GPU_BATCH = 8, 64
+DECODER_KEYS = ("decoder.", "post_quant_conv.")
+
+
+class TokenizerError(UserError):
+    """A tokenizer that cannot be loaded or used; the message names file and keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Ids of a tokenizer: `codes` for pictures, then the special ones of the framing."""
+
+    codes: int
+    bos: int = BOS
+    eos: int = EOS
+    pad: int = PAD
+    size: int = VOCAB_SIZE
+
+
+class Tokenizer:
+    """A VQGAN on one device.
+
+    Attributes:
+        name: what datasets call it.
+        fingerprint: sha256 over weights, config, preprocessing and precision: ids of different fingerprints do not mix.
+        batch_size: images a forward pass.
+    """
+
+    def __init__(
+        self, name: str, model: VQGAN, fingerprint: str, device: str, batch_size: int, num_threads: int
+    ) -> None:
+        self.name = name
+        self.fingerprint = fingerprint
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.num_threads = num_threads
+        self.model = model.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+
+    @property
+    def vocab(self) -> Vocabulary:
+        return Vocabulary(codes=self.model.config.num_embeddings)
+
+    @property
+    def stride(self) -> int:
+        """Pixels a side that one token stands for: 16."""
+        return self.model.config.downsampling
+
+    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.uint16]:
+        """Turns pictures into ids.
+
+        Args:
+            images: `(N, H, W, 3)` uint8 RGB; H and W multiples of 16.
+
+        Returns:
+            `(N, H/16 * W/16)` uint16, in raster order.
+
+        Raises:
+            TokenizerError: for another shape or type, or if the model gives no numbers (NaN).
+        """
+        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+            raise TokenizerError(f"expected (N, H, W, 3) uint8 images, got {images.dtype} {images.shape}")
+        if images.shape[1] % self.stride or images.shape[2] % self.stride:
+            raise TokenizerError(f"sides {images.shape[1:3]} are not multiples of {self.stride}")
+        tokens = (images.shape[1] // self.stride) * (images.shape[2] // self.stride)
+        ids = np.empty((len(images), tokens), np.uint16)
+        with self._inference():
+            for start in range(0, len(images), self.batch_size):
+                part = images[start : start + self.batch_size]
+                ids[start : start + len(part)] = self._encode_batch(self._padded(part))[: len(part)]
+        return ids
+
+    def decode(self, ids: NDArray[np.uint16]) -> NDArray[np.uint8]:
+        """Turns ids of square pictures back into pictures.
+
+        Args:
+            ids: `(N, T)` in [0, codes), T a square number.
+
+        Returns:
+            `(N, 16 sqrt(T), 16 sqrt(T), 3)` uint8 RGB.
+        """
+        side = round(float(ids.shape[1]) ** 0.5)
+        if side * side != ids.shape[1]:
+            raise TokenizerError(f"{ids.shape[1]} ids are not a square picture")
+        if ids.size and int(ids.max()) >= self.vocab.codes:
+            raise TokenizerError(f"id {int(ids.max())} is not a code below {self.vocab.codes}")
+        pictures = np.empty((len(ids), side * self.stride, side * self.stride, 3), np.uint8)
+        with self._inference():
+            for start in range(0, len(ids), self.batch_size):
+                part = ids[start : start + self.batch_size]
+                tensor = torch.from_numpy(self._padded(part).astype(np.int64)).to(self.device)
+                decoded = self.model.decode(tensor, side, side).mul(255).round().to(torch.uint8)
+                pictures[start : start + len(part)] = decoded.permute(0, 2, 3, 1).cpu().numpy()[: len(part)]
+        return pictures
+
+    def _padded(self, part: NDArray) -> NDArray:
+        if len(part) == self.batch_size:
+            return part
+        padding = np.zeros((self.batch_size - len(part), *part.shape[1:]), part.dtype)
+        return np.concatenate([part, padding])
+
+    def _encode_batch(self, images: NDArray[np.uint8]) -> NDArray[np.uint16]:
+        tensor = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
+        # (N, H, W, 3) seen as (N, 3, H, W) is channels_last already: no copy.
+        latents = self.model.latents(tensor.permute(0, 3, 1, 2).float().div(255))
+        if not torch.isfinite(latents).all():
+            raise TokenizerError(f"tokenizer {self.name}: the encoder gave NaN or infinite latents")
+        return self.model.quantize.ids(latents).cpu().numpy().astype(np.uint16)
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        """Fixed thread count on CPU, full fp32 on GPU, no gradients."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.num_threads)
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def load_tokenizer(
+    name_or_dir: str | Path,
+    device: str = "auto",
+    *,
+    batch_size: int | None = None,
+    num_threads: int = 1,
+    encoder_only: bool = False,
+) -> Tokenizer:
+    """Loads a tokenizer.
+
+    Args:
+        name_or_dir: name of an embedded tokenizer (`uvd-small`), or a folder with `config.json` and
+            `model.safetensors` or `pytorch_model.bin`.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+        batch_size: images a forward pass; 8 on CPU and 64 on GPU by default.
+        num_threads: CPU threads.
+        encoder_only: leave the decoder out of memory.
+
+    Raises:
+        TokenizerError: no such tokenizer, or its files are damaged or do not fit together.
+    """
+    folder = find_folder(name_or_dir)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        config = VQGANConfig.from_file(folder / "config.json")
+        model = VQGAN(config, with_decoder=not encoder_only)
+    except VQGANError as error:
+        raise TokenizerError(str(error)) from error
+    if config.num_embeddings > CODEBOOK_SIZE:
+        raise TokenizerError(f"{folder}: {config.num_embeddings} codes do not fit the vocabulary's {CODEBOOK_SIZE}")
+    file = weights_file(folder)
+    load_weights(model, read_weights(file), file)
+    default_batch = CPU_BATCH if device == "cpu" else GPU_BATCH
+    return Tokenizer(folder.name, model, _fingerprint(config, file), device, batch_size or default_batch, num_threads)
+
+
+def find_folder(name_or_dir: str | Path) -> Path:
+    """The folder of a tokenizer: an existing path, or an embedded one by name."""
+    path = Path(name_or_dir).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    embedded = WEIGHTS / str(name_or_dir)
+    if "/" not in str(name_or_dir) and embedded.is_dir():
+        return embedded
+    names = sorted(folder.name for folder in WEIGHTS.iterdir() if folder.is_dir()) if WEIGHTS.is_dir() else []
+    raise TokenizerError(f"no tokenizer {str(name_or_dir)!r}: neither a folder nor one of {', '.join(names) or 'none'}")
+
+
+def weights_file(folder: Path) -> Path:
+    for name in ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return folder / name
+    raise TokenizerError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
+
+
+def read_weights(file: Path) -> dict[str, torch.Tensor]:
+    """Reads a state dict as fp32, never running code from the file.
+
+    Raises:
+        TokenizerError: if the file is damaged or holds anything but tensors.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            state = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise TokenizerError(f"{file} cannot be read: {error}") from error
+    except Exception as error:
+        # torch.load reports forbidden content as pickle.UnpicklingError, whose module is not for importing here.
+        if type(error).__name__ == "UnpicklingError":
+            raise TokenizerError(f"{file} holds more than tensors and was not loaded: {error}") from error
+        raise
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise TokenizerError(f"{file} is not a state dict of tensors")
+    return {key: value.float() for key, value in state.items()}
+
+
+def load_weights(model: VQGAN, state: dict[str, torch.Tensor], origin: Path) -> None:
+    """Loads a state dict that must fit exactly, save for the decoder when the model has none.
+
+    Raises:
+        TokenizerError: names the missing, extra and misshaped keys.
+    """
+    if model.decoder is None:
+        state = {key: value for key, value in state.items() if not key.startswith(DECODER_KEYS)}
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    misshaped = [
+        f"{key} {tuple(state[key].shape)} instead of {expected[key]}"
+        for key in sorted(expected.keys() & state.keys())
+        if tuple(state[key].shape) != expected[key]
+    ]
+    problems = [
+        f"{len(names)} {label}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+        for label, names in (("missing", missing), ("extra", extra), ("misshaped", misshaped))
+        if names
+    ]
+    if problems:
+        raise TokenizerError(f"{origin} does not fit its config.json: " + "; ".join(problems))
+    model.load_state_dict(state)
+
+
+def _fingerprint(config: VQGANConfig, file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    identity = [digest.hexdigest(), json.loads(config.to_json()), PREPROCESSING, "fp32"]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

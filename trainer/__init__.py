@@ -1,0 +1,1 @@
+"""The transformer: sizes, packed token loader, training on Ray Train, prompting."""

@@ -1,0 +1,118 @@
+"""The workers of a run: this process alone, or the processes that Ray Train started and joined by torch.distributed.
+
+Gradients are averaged by DistributedDataParallel. One worker exchanges nothing and pays nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from ray.train import RunConfig, ScalingConfig, WorkerGroupError
+from torch.nn.parallel import DistributedDataParallel
+
+from uvd.sequences.errors import UserError
+from uvd.trainer.config import TrainConfig
+
+
+class DeviceError(UserError):
+    """The device that the config asks for is not there."""
+
+
+class Workers:
+    """This worker among its peers.
+
+    Attributes:
+        rank: 0 to count - 1; worker 0 writes log and checkpoints.
+        count: number of workers.
+        device: where this worker's model lives.
+    """
+
+    def __init__(self, device: str = "auto", num_threads: int = 1) -> None:
+        """
+        Raises:
+            DeviceError: for `cuda` without a GPU.
+        """
+        torch.set_num_threads(num_threads)
+        self._in_ray = dist.is_initialized()
+        self.rank, self.count = (dist.get_rank(), dist.get_world_size()) if self._in_ray else (0, 1)
+        if device == "cuda" and not torch.cuda.is_available():
+            raise DeviceError("device is cuda, but torch sees no GPU here")
+        if device == "cpu" or not torch.cuda.is_available():
+            self.device = torch.device("cpu")
+        else:
+            self.device = ray.train.torch.get_device() if self._in_ray else torch.device("cuda")
+
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        return DistributedDataParallel(model) if self.count > 1 else model
+
+    def exchange(self, model: torch.nn.Module, now: bool) -> AbstractContextManager[None]:
+        """Within it a backward pass exchanges gradients only if `now`: once a step, after the last micro batch."""
+        return nullcontext() if now or not isinstance(model, DistributedDataParallel) else model.no_sync()
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all workers."""
+        if self.count > 1:
+            dist.all_reduce(value)
+        return value
+
+    def agree(self, seconds: float) -> float:
+        """The first worker's clock, so that all stop after the same step."""
+        if self.count == 1:
+            return seconds
+        clock = torch.tensor(seconds, dtype=torch.float64, device=self.device)
+        dist.broadcast(clock, src=0)
+        return float(clock)
+
+    def wait(self) -> None:
+        if self.count > 1:
+            dist.barrier()
+
+    def report(self, record: dict[str, Any]) -> None:
+        """Hands a log record to Ray Train, which waits for all workers."""
+        if self._in_ray:
+            ray.train.report(record)
+
+
+def fit_on_ray(
+    worker: Callable[[dict[str, Any]], None], settings: dict[str, Any], config: TrainConfig, run: Path
+) -> None:
+    """Runs `worker(settings)` on `config.num_workers` Ray Train workers and waits.
+
+    Raises:
+        RuntimeError: if Ray is not initialised.
+        Exception: what the first failing worker raised.
+    """
+    if not ray.is_initialized():
+        raise RuntimeError("training on Ray needs an initialised Ray: call ray.init first, or pass use_ray=False")
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    gpus = ray.cluster_resources().get("GPU", 0)
+    use_gpu = config.device == "cuda" or (config.device == "auto" and gpus >= config.num_workers)
+    # Ray Train keeps nothing that we need: our checkpoints are the run's state.
+    scratch = run / ".ray"
+    trainer = ray.train.torch.TorchTrainer(
+        worker,
+        train_loop_config=settings,
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": config.num_threads, **({"GPU": 1} if use_gpu else {})},
+        ),
+        run_config=RunConfig(name="run", storage_path=str(scratch)),
+    )
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        raise next(iter(error.worker_failures.values())) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
