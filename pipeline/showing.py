@@ -1,16 +1,26 @@
-"""One sequence as a labelled contact sheet, with what its tokens decode to beside it."""
+"""Contact sheets: one sequence of a dataset, reconstructions of a tokenizer, a prompt and its prediction."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from uvd.manifests.dataset import Dataset
+from uvd.manifests.dataset import Dataset, DatasetError
 from uvd.manifests.find import find_sequence, find_tokens
 from uvd.manifests.image_shard import read_sequence
-from uvd.manifests.sheet import contact_sheet
+from uvd.manifests.sheet import Frame, contact_sheet
 from uvd.manifests.token_shard import read_tokens
 from uvd.manifests.tokens import unframe
+from uvd.sequences import fit
+from uvd.sequences.reject import RejectedInput
+from uvd.sources.decode import decode_image, read_bytes
+
+if TYPE_CHECKING:
+    from uvd.tokenize.tokenizer import Tokenizer
 
 
 def sequence_sheet(dataset: Dataset, key: str, tokenizer: str | None = None) -> NDArray[np.uint8]:
@@ -54,3 +64,49 @@ def _with_decoded(
             all_pictures += [*part, *[blank] * fill]
             all_labels += [*(label + suffix for label in labels[start : start + columns]), *[""] * fill]
     return all_pictures, all_labels
+
+
+def read_pictures(files: Sequence[Path]) -> NDArray[np.uint8]:
+    """Reads image files as `(N, 256, 256, 3)` uint8 RGB, centre-cropped.
+
+    Raises:
+        DatasetError: names the file that cannot be used.
+    """
+    pictures = []
+    for file in files:
+        try:
+            pixels, _ = decode_image(read_bytes(file))
+        except RejectedInput as rejected:
+            raise DatasetError(f"{file}: {rejected}") from rejected
+        pictures.append(fit(pixels.shape[1], pixels.shape[0]).image(pixels))
+    return np.stack(pictures)
+
+
+def reconstruction_sheet(tokenizer: Tokenizer, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], float]:
+    """Rows of originals, reconstructions and absolute errors; and the mean PSNR in dB."""
+    decoded = tokenizer.decode(tokenizer.encode(pictures))
+    difference = decoded.astype(np.int16) - pictures
+    errors = np.mean(np.square(difference.astype(np.float64)), axis=(1, 2, 3)).clip(1e-10)
+    psnr = 10 * np.log10(255**2 / errors)
+    columns, rows, labels = 8, [], []
+    for start in range(0, len(pictures), columns):
+        part = slice(start, start + columns)
+        rows += [*pictures[part], *decoded[part], *np.abs(difference[part]).astype(np.uint8)]
+        width = len(pictures[part])
+        labels += ["original"] * width + [f"{value:.1f} dB" for value in psnr[part]] + ["error"] * width
+    sheet = contact_sheet(rows, labels, columns=min(columns, len(pictures)), title=f"{tokenizer.name}: reconstructions")
+    return sheet, float(psnr.mean())
+
+
+def prompt_sheet(
+    context: NDArray[np.uint8],
+    predicted: NDArray[np.uint8],
+    title: str = "",
+    truth: NDArray[np.uint8] | Sequence[NDArray[np.uint8]] = (),
+) -> NDArray[np.uint8]:
+    """Context images in grey frames, predictions in red ones, then the true pictures, if known, without a frame."""
+    given: list[Frame] = ["given"] * len(context)
+    drawn: list[Frame] = ["predicted"] * len(predicted)
+    known: list[Frame] = ["none"] * len(truth)
+    frames = given + drawn + known
+    return contact_sheet([*context, *predicted, *truth], columns=9, frames=frames, title=title)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
+from pycocotools import mask as coco_mask
 
 MAX_MASK_PIXELS = 64_000_000
 """Largest mask, in pixels: 64 MB once decoded."""

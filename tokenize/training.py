@@ -94,10 +94,12 @@ class TokenizerTrainConfig(BaseModel):
 class TokenizerTraining:
     """The state of one run: model, its moving average, codebook, optimizer, step."""
 
-    def __init__(self, config: TokenizerTrainConfig, pool: PicturePool, out: Path) -> None:
+    def __init__(
+        self, config: TokenizerTrainConfig, pool: PicturePool, out: Path, heldout: PicturePool | None = None
+    ) -> None:
         torch.set_num_threads(config.num_threads)
         torch.manual_seed(config.seed)
-        self.config, self.pool, self.out = config, pool, out
+        self.config, self.pool, self.out, self.heldout = config, pool, out, heldout
         self.seeds = Seeds(config.seed, ("tokenizer",))
         self.step = 0
         self.model = _place(VQGAN(config.model), config.device)
@@ -114,6 +116,7 @@ class TokenizerTraining:
         config = self.config
         self.out.mkdir(parents=True, exist_ok=True)
         started, begun_at = time.monotonic(), self.step
+        _trim_log(self.out / LOG, self.step)
         with (self.out / LOG).open("a") as log:
             while self.step < config.steps:
                 if self.step == config.kmeans_step:
@@ -128,6 +131,10 @@ class TokenizerTraining:
                     say(f"step {self.step}/{config.steps}: " + ", ".join(f"{k} {v}" for k, v in values.items()))
                 if self.step % config.save_every == 0 or self.step == config.steps:
                     self.save()
+                    if self.heldout is not None and self.step > config.kmeans_step:
+                        measured = {"step": self.step, **self.measure(self.heldout)}
+                        log.write(json.dumps(measured) + "\n")
+                        say(", ".join(f"{k} {v}" for k, v in measured.items()))
 
     def _learning_rate(self) -> float:
         config = self.config
@@ -146,8 +153,7 @@ class TokenizerTraining:
             top, left = rng.integers(0, np.array(picture.shape[:2]) - side + 1)
             crop = picture[top : top + side, left : left + side]
             crops[index] = crop[:, ::-1] if rng.integers(2) else crop
-        tensor = torch.from_numpy(crops).to(self.config.device).permute(0, 3, 1, 2).float().div(255)
-        return tensor.contiguous(memory_format=torch.channels_last)
+        return self._tensor(crops).contiguous(memory_format=torch.channels_last)
 
     def _train_step(self) -> dict[str, float]:
         config = self.config
@@ -225,11 +231,28 @@ class TokenizerTraining:
         self.optimizer.load_state_dict(state["optimizer"])
 
     @torch.no_grad()
+    def measure(self, pictures: PicturePool) -> dict[str, float]:
+        """Mean PSNR (dB) of whole pictures through the codebook, and how many codes they use."""
+        psnr, used = [], torch.zeros(self.config.num_embeddings, dtype=torch.bool, device=self.config.device)
+        for index in range(len(pictures)):
+            image = self._tensor(pictures[index][None])
+            ids = self.average.encode(image)
+            side = image.shape[2] // self.config.model.downsampling
+            error = float((self.average.decode(ids, side, side) - image).pow(2).mean())
+            psnr.append(-10 * math.log10(max(error, 1e-10)))
+            used[ids] = True
+        return {"heldout_psnr": round(float(np.mean(psnr)), 3), "heldout_codes": int(used.sum())}
+
+    def _tensor(self, pictures: NDArray[np.uint8]) -> torch.Tensor:
+        """(N, H, W, 3) uint8 -> (N, 3, H, W) float in [0, 1], channels last, on the device."""
+        return torch.from_numpy(pictures).to(self.config.device).permute(0, 3, 1, 2).float().div(255)
+
+    @torch.no_grad()
     def _sheet(self) -> NDArray[np.uint8]:
         """Eight pictures of the pool above their reconstructions."""
         chosen = np.linspace(0, len(self.pool) - 1, 8).astype(int)
         originals = [self.pool[int(index)] for index in chosen]
-        images = torch.from_numpy(np.stack(originals)).permute(0, 3, 1, 2).float().div(255).to(self.config.device)
+        images = self._tensor(np.stack(originals))
         latents = self.average.latents(images)
         if self.step > self.config.kmeans_step:
             ids = self.average.quantize.ids(latents)
@@ -237,6 +260,14 @@ class TokenizerTraining:
         decoded = self.average.reconstruct(latents).clamp(0, 1).mul(255).round().to(torch.uint8)
         rows = [*originals, *decoded.permute(0, 2, 3, 1).cpu().numpy()]
         return contact_sheet(rows, title=f"step {self.step}: pictures of the pool, reconstructions below")
+
+
+def _trim_log(log: Path, step: int) -> None:
+    """Drops what a killed run logged beyond the state it goes on from, so that each step is logged once."""
+    if log.exists():
+        lines = log.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        log.write_text("".join(kept))
 
 
 def _place(model: VQGAN, device: str) -> VQGAN:
@@ -257,16 +288,18 @@ def train_tokenizer(
     pool: PicturePool,
     out: Path,
     *,
+    heldout: PicturePool | None = None,
     resume: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
     """Trains a tokenizer on a pool of pictures and leaves it in `out`, ready for `load_tokenizer`.
 
     Args:
+        heldout: pictures never trained on, 256x256; measured at every export.
         resume: go on from the state in `out`, if there is one.
         say: called with one line of progress now and then.
     """
-    training = TokenizerTraining(config, pool, out)
+    training = TokenizerTraining(config, pool, out, heldout)
     if resume and (out / STATE).exists():
         training.resume()
         say(f"going on from step {training.step}")

@@ -30,6 +30,8 @@ Picture = NDArray[np.uint8]
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 140
 HELDOUT = {"test": 0.1}
+MIN_DEVIATION = 10.0
+"""Of the grey levels of a held-out picture: an empty sky would only flatter the mean."""
 SAME_PHOTO_BITS = 12
 """Perceptual hashes that differ in no more bits are taken for the same photo."""
 
@@ -139,7 +141,8 @@ class Pools:
             rng = self.seeds.generator("photo", path.name)
             if held:
                 self.hashes.append(phash(whole(image)))
-                self.add("heldout", group, [whole(image), random_crop(image, rng)])
+                views = [whole(image), random_crop(image, rng)]
+                self.add("heldout", group, [view for view in views if view.std() >= MIN_DEVIATION])
             else:
                 self.add("train", group, photo_crops(image, rng))
 

@@ -2,7 +2,7 @@
 
     photos/        what the demo serves over HTTP for `laion`, a broken file among them
     videos/        clips in h264, mpeg4 and vp9
-    coco/          images and instances.json: people with estimated keypoints and masks, rendered objects with exact ones
+    coco/          images and instances.json: people with estimated keypoints and masks, objects with exact ones
     categories/    crops of textures and scenes, a folder a class
     annotated_video/   CLIP/frames and CLIP/masks
     objects/       GLB, glTF, OBJ and STL

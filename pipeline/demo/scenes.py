@@ -1,8 +1,8 @@
-"""Annotated inputs with true annotations: people estimated by BlazePose, 3D objects pasted over photos by their own alpha.
+"""Annotated inputs with true annotations: people estimated by BlazePose, 3D objects pasted over photos by their alpha.
 
-Rendered objects have exact boxes and masks, because the renderer says which pixels they cover; people's keypoints and masks
-come from an estimator with real weights. Written as COCO JSON and as frame folders, which the sources then read like any
-other data.
+Rendered objects have exact boxes and masks, because the renderer says which pixels they cover; people's keypoints and
+masks come from an estimator with real weights. Written as COCO JSON and as frame folders, which the sources then read
+like any other data.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from uvd.renderers.estimators.blazepose import BlazePose, Person
 from uvd.renderers.multiview import orbit, render_object
 from uvd.renderers.multiview_files import load_object
+from uvd.renderers.multiview_scene import UpAxis
 from uvd.sequences import Seeds
 from uvd.sources.decode import decode_image
 from uvd.sources.video import decode_frames
@@ -115,7 +116,7 @@ def object_cutouts(path: Path) -> list[Cutout]:
     """24 views of an object around one seeded orbit, with coverage as alpha."""
     cameras = orbit(SEEDS.generator("orbit", path.name), views=OBJECT_VIEWS)
     linear = path.suffix in (".glb", ".gltf")
-    up = "z" if path.suffix == ".stl" else "y"
+    up: UpAxis = "z" if path.suffix == ".stl" else "y"
     views = render_object(
         load_object(path, MAX_OBJECT_BYTES), cameras, background=(0, 0, 0), up=up, linear_colors=linear
     )

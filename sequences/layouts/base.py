@@ -11,8 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from uvd.sequences.example import Example, Picture
 from uvd.sequences.errors import UserError
+from uvd.sequences.example import Example, Picture
 from uvd.sequences.reject import Reject
 from uvd.sequences.seeds import Seeds
 from uvd.sequences.visual_sequence import VisualSequence

@@ -1,0 +1,97 @@
+# uvd: raw visual data → unified vision dataset → large vision model. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+UVD := $(BIN)/uvd
+STAMP := $(VENV)/.complete
+
+OUT ?= data
+INPUT ?=
+NAME ?=
+CONFIG ?=
+TOKENIZER ?= uvd-small
+RUN ?= runs/tiny
+ARGS ?=
+
+SOURCES := laion images video annotated categories annotated-video objaverse
+PACKAGES := sequences renderers sources manifests tokenize pipeline trainer
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z][a-zA-Z_ -]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 58
+	@echo
+	@echo 'Example: make video INPUT=~/clips OUT=~/uvd-data && make tokenize stats OUT=~/uvd-data'
+
+# --- set-up -----------------------------------------------------------------------------------------------------------
+.PHONY: setup
+setup: $(STAMP) ## Create .venv with everything pinned; instant when it is there
+
+$(STAMP): requirements.lock requirements-nodeps.txt pyproject.toml
+	@bash cluster/system-packages.sh
+	@command -v $(PYTHON) >/dev/null || { echo "uvd needs Python 3.11 ($(PYTHON) is not on the PATH)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -r requirements-nodeps.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@mkdir -p .typecheck && ln -sfn .. .typecheck/uvd
+	@touch $(STAMP)
+	@echo 'set-up complete; `make doctor` checks this machine'
+
+.PHONY: doctor
+doctor: setup ## Check this machine
+	$(UVD) doctor
+
+# --- the demo ---------------------------------------------------------------------------------------------------------
+.PHONY: demo
+demo: setup ## Real inputs through every source to tokens, a trained model and predictions, in under 10 minutes
+	$(UVD) demo --out demo
+
+# --- data: make SOURCE INPUT=… OUT=… [NAME=…] [CONFIG=…] [ARGS=…] -----------------------------------------------------
+.PHONY: $(SOURCES)
+$(SOURCES): setup ## Ingest INPUT into the dataset OUT
+	@test -n '$(INPUT)' || { echo 'usage: make $@ INPUT=path [OUT=dataset] [NAME=name] [CONFIG=yaml] [ARGS="--set key=value …"]'; exit 2; }
+	$(UVD) ingest $@ --config $(or $(CONFIG),configs/$@.yaml) --out '$(OUT)' --set 'input=$(INPUT)' \
+	  $(if $(NAME),--set name=$(NAME) --set dataset=$(NAME)) $(ARGS)
+
+.PHONY: tokenize
+tokenize: setup ## Tokenize the dataset OUT with TOKENIZER
+	$(UVD) tokenize --dataset '$(OUT)' --tokenizer '$(TOKENIZER)' $(ARGS)
+
+.PHONY: stats
+stats: setup ## Show what is in the dataset OUT
+	$(UVD) stats --dataset '$(OUT)' $(ARGS)
+
+.PHONY: verify
+verify: setup ## Check every byte of the dataset OUT
+	$(UVD) verify --dataset '$(OUT)' --deep $(ARGS)
+
+.PHONY: train
+train: setup ## Train a transformer on the dataset OUT into RUN, by CONFIG (configs/tiny.yaml)
+	$(UVD) train --config $(or $(CONFIG),configs/tiny.yaml) --dataset '$(OUT)' --out '$(RUN)' $(ARGS)
+
+# --- quality ----------------------------------------------------------------------------------------------------------
+.PHONY: test
+test: setup lint ## Lint and the fast tests
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+.PHONY: test-slow
+test-slow: setup ## The heavier checks too
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: setup ## ruff (check and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=.typecheck $(BIN)/mypy $(addprefix -p uvd.,$(PACKAGES))
+
+.PHONY: format
+format: setup ## Format and mend what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: clean
+clean: ## Delete caches and the demo's output, keep .venv
+	rm -rf demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""One YAML file a make target; see each file for its settings."""

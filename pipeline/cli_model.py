@@ -1,0 +1,173 @@
+"""Commands that learn: `uvd tokenizer train|info|reconstruct`, `uvd train`, `uvd prompt`, and `uvd demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from uvd.manifests.dataset import Dataset
+from uvd.pipeline.cli_data import AddressOption, DatasetOption, SetOption
+from uvd.pipeline.config import override, read_yaml, validate
+from uvd.pipeline.ray_runtime import LOCAL
+
+tokenizer_app = typer.Typer(help="Train, inspect and try tokenizers.", no_args_is_help=True)
+ImagesOption = Annotated[list[Path], typer.Option(help="Image files, in order; repeatable.")]
+TokenizerOption = Annotated[str, typer.Option(help="Embedded tokenizer by name, or a folder.")]
+
+
+@tokenizer_app.command("train")
+def train_tokenizer(
+    dataset: DatasetOption,
+    out: Annotated[Path, typer.Option(help="Folder of the run; becomes a tokenizer folder.")],
+    config: Annotated[Path | None, typer.Option(help="YAML file; see configs/uvd-small.yaml.")] = None,
+    settings: SetOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved state.")] = False,
+) -> None:
+    """Train a VQGAN tokenizer on the pictures of a dataset's image shards.
+
+    Example:
+
+        uvd tokenizer train --dataset ~/uvd-data --config configs/uvd-small.yaml --out runs/tokenizer
+    """
+    from uvd.tokenize.picture_pool import shard_pool
+    from uvd.tokenize.training import TokenizerTrainConfig
+    from uvd.tokenize.training import train_tokenizer as run
+
+    content = override(read_yaml(config) if config else {}, settings or [])
+    parsed = validate(TokenizerTrainConfig, content, str(config or "--set"))
+    console = Console(stderr=True)
+    pool = shard_pool(Dataset.existing(dataset), out / "pictures.raw")
+    console.print(f"training on {len(pool)} pictures", markup=False)
+    run(parsed, pool, out, resume=resume, say=lambda line: console.print(line, markup=False, highlight=False))
+    console.print(f"the tokenizer is in {out}; try `uvd tokenizer reconstruct --tokenizer {out}`", markup=False)
+
+
+@tokenizer_app.command("info")
+def tokenizer_info(
+    tokenizer: Annotated[str, typer.Argument(help="Embedded tokenizer by name, or a folder.")] = "uvd-small",
+) -> None:
+    """Show a tokenizer's size, vocabulary and fingerprint."""
+    from uvd.tokenize.tokenizer import load_tokenizer
+
+    loaded = load_tokenizer(tokenizer, device="cpu")
+    parameters = sum(value.numel() for value in loaded.model.parameters())
+    vocab = loaded.vocab
+    print(f"name         {loaded.name}")
+    print(f"parameters   {parameters:,}")
+    print(f"one token    {loaded.stride}x{loaded.stride} pixels")
+    print(
+        f"codes        {vocab.codes}, then BOS {vocab.bos}, EOS {vocab.eos}, PAD {vocab.pad} (vocabulary {vocab.size})"
+    )
+    print(f"fingerprint  {loaded.fingerprint}")
+
+
+@tokenizer_app.command("reconstruct")
+def reconstruct(
+    images: ImagesOption,
+    out: Annotated[Path, typer.Option(help="PNG to write.")],
+    tokenizer: TokenizerOption = "uvd-small",
+) -> None:
+    """Draw originals, their reconstructions from tokens, and the error.
+
+    Example:
+
+        uvd tokenizer reconstruct --images cat.jpg --images dog.jpg --out sheet.png
+    """
+    from uvd.manifests.sheet import save_png
+    from uvd.pipeline.showing import read_pictures, reconstruction_sheet
+    from uvd.tokenize.tokenizer import load_tokenizer
+
+    sheet, psnr = reconstruction_sheet(load_tokenizer(tokenizer), read_pictures(images))
+    save_png(sheet, str(out))
+    Console(stderr=True).print(f"wrote {out}; PSNR {psnr:.2f} dB", markup=False)
+
+
+def train(
+    dataset: DatasetOption,
+    config: Annotated[Path, typer.Option(help="YAML file; see configs/tiny.yaml and configs/lvm-*.yaml.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run: log, checkpoints, final model.")],
+    settings: SetOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    address: AddressOption = LOCAL,
+) -> None:
+    """Train a transformer on the dataset's tokens, through Ray Train.
+
+    Example:
+
+        uvd train --dataset ~/uvd-data --config configs/tiny.yaml --out runs/tiny
+    """
+    from uvd.pipeline.ray_runtime import ray_runtime
+    from uvd.pipeline.tokenizing import ALLOCATOR
+    from uvd.trainer.config import TrainConfig
+    from uvd.trainer.log import progress_line
+    from uvd.trainer.train import train as run
+
+    parsed = validate(TrainConfig, override(read_yaml(config), settings or []), str(config))
+    Dataset.existing(dataset)
+    console = Console(stderr=True)
+    with ray_runtime(address, environment={**ALLOCATOR, "OMP_NUM_THREADS": str(parsed.num_threads)}):
+        run(
+            parsed,
+            dataset,
+            out,
+            resume=resume,
+            on_progress=lambda record: console.print(progress_line(record), markup=False, highlight=False),
+        )
+    console.print(f"the model is in {out}/model", style="green", markup=False)
+
+
+def prompt(
+    model: Annotated[Path, typer.Option(help="Run of `uvd train`, checkpoint, or Hugging Face folder.")],
+    images: ImagesOption,
+    out: Annotated[Path, typer.Option(help="PNG sheet to write.")],
+    steps: Annotated[int, typer.Option(min=1, max=15, help="Images to predict.")] = 1,
+    tokenizer: TokenizerOption = "uvd-small",
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the smallest set of this probability.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Draw from so many likeliest tokens; 0 for all.")] = 0,
+    seed: int = 0,
+) -> None:
+    """Predict what comes after some images, and draw prompt (grey) and prediction (red) as a sheet.
+
+    Examples:
+
+        uvd prompt --model runs/tiny --images f1.png --images f2.png --images f3.png --out next.png
+
+        uvd prompt --model runs/tiny --images a.jpg --images a-boxes.png --images b.jpg --out boxes.png
+    """
+    from uvd.manifests.sheet import save_png
+    from uvd.pipeline.showing import prompt_sheet, read_pictures
+    from uvd.tokenize.tokenizer import load_tokenizer
+    from uvd.trainer.prompt import load_model, predict_images
+
+    loaded = load_tokenizer(tokenizer)
+    transformer = load_model(model, tokenizer_fingerprint=loaded.fingerprint)
+    context = read_pictures(images)
+    predicted = predict_images(
+        transformer, loaded, context, steps, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+    )
+    save_png(prompt_sheet(context, predicted), str(out))
+    Console(stderr=True).print(f"wrote {out}", markup=False)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for inputs, dataset, model and pictures.")] = Path("demo"),
+    train_minutes: Annotated[float, typer.Option(min=0.1, help="Time budget of the training.")] = 3.0,
+) -> None:
+    """Run the whole system on small real data: every source, tokens, training, predictions, pictures to open.
+
+    Takes under 10 minutes on 2 cores; the same command again continues what was interrupted.
+    """
+    from uvd.pipeline.demo.run import run
+
+    if not run(out, train_minutes, Console(stderr=True)):
+        raise typer.Exit(3)
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(tokenizer_app, name="tokenizer")
+    for command in (train, prompt, demo):
+        app.command()(command)
