@@ -71,7 +71,7 @@ def query(dataset: Dataset, sql: str) -> pa.Table:
         statements = duckdb.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise DatasetError("--sql takes one select statement")
-        return connect(dataset).execute(sql).to_arrow_table()
+        return connect(dataset).sql(sql).to_arrow_table()
     except duckdb.Error as error:
         raise DatasetError(f"--sql: {error}") from error
 
@@ -81,7 +81,7 @@ def statistics(dataset: Dataset) -> dict[str, Any]:
     connection = connect(dataset)
 
     def rows(sql: str) -> list[dict[str, Any]]:
-        table: pa.Table = connection.execute(sql).to_arrow_table()
+        table: pa.Table = connection.sql(sql).to_arrow_table()
         return table.to_pylist()
 
     by_source = rows(
