@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ import pyarrow.parquet as pq
 from uvd.sequences import Reject
 
 METADATA_KEY = b"uvd"
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
+"""Memory addresses, which libraries put into their messages: they would differ from run to run."""
 
 SEQUENCES = pa.schema(
     [
@@ -86,7 +89,7 @@ def rejects_to_parquet(rejects: list[Reject], shard: int, folder: str, used: set
             "input": reject.input,
             "origin": reject.origin,
             "reason": str(reject.reason),
-            "detail": reject.detail,
+            "detail": _ADDRESS.sub("0x…", reject.detail),
             "partial": reject.input in used,
         }
         for reject in sorted(rejects, key=lambda reject: (reject.input, reject.reason, reject.detail))

@@ -111,13 +111,19 @@ def _finish(result: StageResult, what: str, where: str, console: Console) -> Non
     totals = result.totals
     counts = ", ".join(f"{totals[name]:,} {name}" for name in ("inputs", "used", "rejected", "tokens") if totals[name])
     if result.complete and not result.run.done:
-        console.print(f"{what}: all {result.planned} shards are there already, nothing to do ({counts})", markup=False)
+        console.print(
+            f"{what}: all {result.planned} shards are there already, nothing to do ({counts})",
+            markup=False,
+            soft_wrap=True,
+        )
         return
     if result.complete:
-        console.print(f"{what}: {result.planned} shards committed ({counts})", style="green", markup=False)
+        console.print(
+            f"{what}: {result.planned} shards committed ({counts})", style="green", markup=False, soft_wrap=True
+        )
         reasons = ", ".join(f"{count} {reason}" for reason, count in result.reasons.most_common(5))
         if reasons:
-            console.print(f"  rejected now: {reasons}", markup=False)
+            console.print(f"  rejected now: {reasons}", markup=False, soft_wrap=True)
         return
     there = result.existing + result.run.done
     if result.run.interrupted:
@@ -126,15 +132,17 @@ def _finish(result: StageResult, what: str, where: str, console: Console) -> Non
             "The same command again goes on from there.",
             style="yellow",
             markup=False,
+            soft_wrap=True,
         )
     for shard, error in sorted(result.run.failed.items()):
-        console.print(f"{what}: shard {shard} failed: {_last_line(error)}", style="red", markup=False)
+        console.print(f"{what}: shard {shard} failed: {_last_line(error)}", style="red", markup=False, soft_wrap=True)
     if result.run.failed:
         console.print(
             f"{what}: {len(result.run.failed)} of {result.planned} shards failed and were skipped; "
             "the same command again tries only them.",
             style="red",
             markup=False,
+            soft_wrap=True,
         )
     raise typer.Exit(SHARDS_FAILED)
 

@@ -114,7 +114,8 @@ def run_stage(dataset: Dataset, stage: Stage[J], missing: Missing[J], console: C
         return result
     log = RunLog(dataset.storage, stage.name, stage.folder.partition("/")[2])
     result.run = RunResult(interrupted=True)
-    with stop_on_signals() as stop, ray_runtime(stage.address, stage.num_cpus, stage.environment):
+    # Ray installs signal handlers of its own when it starts, so ours come after it.
+    with ray_runtime(stage.address, stage.num_cpus, stage.environment), stop_on_signals() as stop:
         progress = RunProgress(f"{stage.name} {stage.folder}", len(missing.jobs), log, console, stage.unit)
         try:
             executor = stage.make_executor()

@@ -83,7 +83,9 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Reads the header only; formats are allow-listed and pixels capped here."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except UnidentifiedImageError as error:
+        raise RejectedInput(Reason.NOT_IMAGE, "no image format that uvd reads") from error
+    except (OSError, ValueError, SyntaxError) as error:
         raise RejectedInput(Reason.NOT_IMAGE, _short(error)) from error
     width, height = image.size
     if width * height > max_pixels:

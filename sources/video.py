@@ -187,5 +187,6 @@ def _upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))
 
 
-def _short(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200]
+def _short(error: FFmpegError) -> str:
+    """The library's message without the file's path, which is not part of the data."""
+    return str(error.strerror)[:200]

@@ -24,10 +24,10 @@ CONFIG = """
 source: images
 dataset: photos
 input: {photos}
-shard_size: 3
-derive: [grey, masked]
+shard_size: 2
+derive: [grey]
 resize: random_crop
-layouts: {{pairs: 1, tuples: 1}}
+layouts: {{pairs: 1}}
 holdout: {{val: 0.2}}
 """
 
@@ -60,7 +60,7 @@ class Commands:
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory) -> Commands:
     folder = tmp_path_factory.mktemp("inputs")
-    for seed in range(21):
+    for seed in range(13):
         # Large, so that a shard takes long enough to be killed in its middle.
         write_photo(folder / "photos" / f"{seed:02d}.jpg", seed, 2400, 3000)
     (folder / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff not a photo")
@@ -131,12 +131,12 @@ def test_a_changed_config_is_refused_and_explained(commands, calm):
 def test_changed_inputs_are_refused(commands, calm, tmp_path):
     photos = tmp_path / "photos"
     shutil.copytree(commands.config.parent / "photos", photos)
-    (photos / "20.jpg").unlink()
+    (photos / "12.jpg").unlink()
     output = finished(commands.ingest(calm, "--set", f"input={photos}"), code=2)
     assert "other inputs" in output
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))])
 def test_killing_the_driver_at_random_moments(commands, calm, tmp_path, seed):
     out, rng = tmp_path / "d", random.Random(seed)
     for command, section in ((commands.ingest, "sequences"), (commands.tokenize, "tokens")):
@@ -186,11 +186,12 @@ def test_a_signal_stops_cleanly_and_says_how_to_go_on(commands, calm, tmp_path):
     assert_same(out, calm, ("sequences",))
 
 
+@pytest.mark.slow
 def test_nothing_of_ray_outlives_a_killed_driver(commands, tmp_path):
     process = commands.ingest(tmp_path / "d")
     wait_for(process, lambda: committed(tmp_path / "d", "sequences") >= 1)
     family = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=180)
     assert alive == []
