@@ -52,7 +52,7 @@ def contact_sheet(
         upper = top + index // columns * cell_height
         sheet.paste(Image.fromarray(picture), (left, upper))
         if frames and frames[index] != "none":
-            outline = (left - BORDER // 2, upper - BORDER // 2, left + width + 1, upper + height + 1)
+            outline = (left - BORDER, upper - BORDER, left + width + BORDER - 1, upper + height + BORDER - 1)
             draw.rectangle(outline, outline=_BORDERS[frames[index]], width=BORDER)
         if labels:
             draw.text((left, upper + height + 3), labels[index], _INK, ImageFont.load_default(12))

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from uvd.manifests.dataset import Dataset
 from uvd.pipeline.cli_data import AddressOption, DatasetOption, SetOption
-from uvd.pipeline.config import override, read_yaml, validate
+from uvd.pipeline.config import ConfigError, override, read_yaml, validate
 from uvd.pipeline.ray_runtime import LOCAL
 
 tokenizer_app = typer.Typer(help="Train, inspect and try tokenizers.", no_args_is_help=True)
@@ -20,28 +20,31 @@ TokenizerOption = Annotated[str, typer.Option(help="Embedded tokenizer by name, 
 
 @tokenizer_app.command("train")
 def train_tokenizer(
-    dataset: DatasetOption,
     out: Annotated[Path, typer.Option(help="Folder of the run; becomes a tokenizer folder.")],
+    dataset: Annotated[str | None, typer.Option(help="Dataset whose image shards are the pictures.")] = None,
+    pool: Annotated[Path | None, typer.Option(help="Pictures instead: `.npy`, (N, 256, 256, 3) uint8 RGB.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file; see configs/uvd-small.yaml.")] = None,
     settings: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved state.")] = False,
 ) -> None:
-    """Train a VQGAN tokenizer on the pictures of a dataset's image shards.
+    """Train a VQGAN tokenizer on the pictures of a dataset's image shards, or of a file.
 
     Example:
 
         uvd tokenizer train --dataset ~/uvd-data --config configs/uvd-small.yaml --out runs/tokenizer
     """
-    from uvd.tokenize.picture_pool import shard_pool
+    from uvd.tokenize.picture_pool import array_pool, shard_pool
     from uvd.tokenize.training import TokenizerTrainConfig
     from uvd.tokenize.training import train_tokenizer as run
 
     content = override(read_yaml(config) if config else {}, settings or [])
     parsed = validate(TokenizerTrainConfig, content, str(config or "--set"))
     console = Console(stderr=True)
-    pool = shard_pool(Dataset.existing(dataset), out / "pictures.raw")
-    console.print(f"training on {len(pool)} pictures", markup=False)
-    run(parsed, pool, out, resume=resume, say=lambda line: console.print(line, markup=False, highlight=False))
+    if (dataset is None) == (pool is None):
+        raise ConfigError("give either --dataset or --pool")
+    pictures = array_pool(pool) if pool else shard_pool(Dataset.existing(str(dataset)), out / "pictures.raw")
+    console.print(f"training on {len(pictures)} pictures", markup=False)
+    run(parsed, pictures, out, resume=resume, say=lambda line: console.print(line, markup=False, highlight=False))
     console.print(f"the tokenizer is in {out}; try `uvd tokenizer reconstruct --tokenizer {out}`", markup=False)
 
 
@@ -139,9 +142,9 @@ def prompt(
         uvd prompt --model runs/tiny --images a.jpg --images a-boxes.png --images b.jpg --out boxes.png
     """
     from uvd.manifests.sheet import save_png
-    from uvd.pipeline.showing import prompt_sheet, read_pictures
+    from uvd.pipeline.showing import read_pictures
     from uvd.tokenize.tokenizer import load_tokenizer
-    from uvd.trainer.prompt import load_model, predict_images
+    from uvd.trainer.prompt import load_model, predict_images, prompt_sheet
 
     loaded = load_tokenizer(tokenizer)
     transformer = load_model(model, tokenizer_fingerprint=loaded.fingerprint)

@@ -1,4 +1,4 @@
-"""Contact sheets: one sequence of a dataset, reconstructions of a tokenizer, a prompt and its prediction."""
+"""Contact sheets: one sequence of a dataset, reconstructions of a tokenizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from uvd.manifests.dataset import Dataset, DatasetError
 from uvd.manifests.find import find_sequence, find_tokens
 from uvd.manifests.image_shard import read_sequence
-from uvd.manifests.sheet import Frame, contact_sheet
+from uvd.manifests.sheet import contact_sheet
 from uvd.manifests.token_shard import read_tokens
 from uvd.manifests.tokens import unframe
 from uvd.sequences import fit
@@ -96,17 +96,3 @@ def reconstruction_sheet(tokenizer: Tokenizer, pictures: NDArray[np.uint8]) -> t
         labels += ["original"] * width + [f"{value:.1f} dB" for value in psnr[part]] + ["error"] * width
     sheet = contact_sheet(rows, labels, columns=min(columns, len(pictures)), title=f"{tokenizer.name}: reconstructions")
     return sheet, float(psnr.mean())
-
-
-def prompt_sheet(
-    context: NDArray[np.uint8],
-    predicted: NDArray[np.uint8],
-    title: str = "",
-    truth: NDArray[np.uint8] | Sequence[NDArray[np.uint8]] = (),
-) -> NDArray[np.uint8]:
-    """Context images in grey frames, predictions in red ones, then the true pictures, if known, without a frame."""
-    given: list[Frame] = ["given"] * len(context)
-    drawn: list[Frame] = ["predicted"] * len(predicted)
-    known: list[Frame] = ["none"] * len(truth)
-    frames = given + drawn + known
-    return contact_sheet([*context, *predicted, *truth], columns=9, frames=frames, title=title)

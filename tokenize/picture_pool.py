@@ -53,6 +53,21 @@ def shard_pool(dataset: Dataset, cache: Path, split: str = "train", max_pictures
     return np.memmap(cache, np.uint8, "r", shape=(count, IMAGE_SIZE, IMAGE_SIZE, 3))
 
 
+def array_pool(file: Path) -> PicturePool:
+    """Maps a `.npy` file of `(N, 256, 256, 3)` uint8 RGB pictures.
+
+    Raises:
+        DatasetError: if it is not such a file.
+    """
+    try:
+        pool = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{file} is not a .npy file: {error}") from error
+    if pool.dtype != np.uint8 or pool.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3) or not len(pool):
+        raise DatasetError(f"{file} holds {pool.dtype} {pool.shape}, expected (N, 256, 256, 3) uint8")
+    return pool
+
+
 def _pictures(dataset: Dataset, split: str) -> Iterator[NDArray[np.uint8]]:
     for shard in dataset.all_shards("sequences"):
         for stored in read_image_shard(dataset, shard):

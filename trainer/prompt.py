@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from uvd.manifests.sheet import Frame, contact_sheet
 from uvd.manifests.tokens import BOS, CODEBOOK_SIZE, TOKENS_PER_IMAGE, VOCAB_SIZE
 from uvd.sequences import Seeds
 from uvd.sequences.errors import UserError
@@ -23,11 +24,6 @@ from uvd.trainer.checkpoint import CheckpointError, check_fingerprint, checkpoin
 
 MAX_CONTEXT_IMAGES = 15
 """One more is predicted: 16 images fill the paper's context."""
-_GAP = 6
-_BORDER = 4
-_PAPER = (255, 255, 255)
-_CONTEXT_COLOUR = (170, 170, 170)
-_PREDICTION_COLOUR = (214, 39, 40)
 
 
 class PromptError(UserError):
@@ -205,34 +201,25 @@ def prompt_of(codes: NDArray[np.uint16], vocabulary: int = VOCAB_SIZE) -> NDArra
     return body if vocabulary <= BOS else np.concatenate([[BOS], body])
 
 
-def prompt_sheet(context: NDArray[np.uint8], predictions: NDArray[np.uint8], columns: int = 8) -> NDArray[np.uint8]:
-    """A contact sheet: context images in thin grey frames, then the predictions in red ones.
+def prompt_sheet(
+    context: NDArray[np.uint8],
+    predictions: NDArray[np.uint8],
+    truth: NDArray[np.uint8] | None = None,
+    *,
+    title: str = "",
+    columns: int = 8,
+) -> NDArray[np.uint8]:
+    """A contact sheet: context images in grey frames, predictions in red ones, then what is true, if known, unframed.
 
     Args:
-        context, predictions: `(n, H, W, 3)` uint8 RGB of one size.
+        context, predictions, truth: `(n, H, W, 3)` uint8 RGB of one size.
 
     Returns:
-        `(rows, columns, 3)` uint8 RGB.
+        `(height, width, 3)` uint8 RGB.
     """
-    tiles = [_framed(image, _CONTEXT_COLOUR, 1) for image in context]
-    tiles += [_framed(image, _PREDICTION_COLOUR, _BORDER) for image in predictions]
-    columns = min(columns, len(tiles))
-    rows = -(-len(tiles) // columns)
-    height, width = tiles[0].shape[:2]
-    sheet = np.empty((rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3), np.uint8)
-    sheet[:] = _PAPER
-    for number, tile in enumerate(tiles):
-        top = _GAP + number // columns * (height + _GAP)
-        left = _GAP + number % columns * (width + _GAP)
-        sheet[top : top + height, left : left + width] = tile
-    return sheet
-
-
-def _framed(image: NDArray[np.uint8], colour: tuple[int, int, int], width: int) -> NDArray[np.uint8]:
-    height, across = image.shape[:2]
-    tile = np.empty((height + 2 * _BORDER, across + 2 * _BORDER, 3), np.uint8)
-    tile[:] = _PAPER
-    inner = _BORDER - width
-    tile[inner : tile.shape[0] - inner, inner : tile.shape[1] - inner] = colour
-    tile[_BORDER:-_BORDER, _BORDER:-_BORDER] = image
-    return tile
+    given: list[Frame] = ["given"] * len(context)
+    predicted: list[Frame] = ["predicted"] * len(predictions)
+    known = [] if truth is None else list(truth)
+    true: list[Frame] = ["none"] * len(known)
+    pictures = [*context, *predictions, *known]
+    return contact_sheet(pictures, frames=given + predicted + true, columns=columns, title=title)

@@ -15,9 +15,9 @@ from uvd.manifests.find import find_sequence
 from uvd.manifests.image_shard import read_sequence
 from uvd.manifests.sheet import save_png
 from uvd.manifests.stats import query
-from uvd.pipeline.showing import prompt_sheet, reconstruction_sheet, sequence_sheet
+from uvd.pipeline.showing import reconstruction_sheet, sequence_sheet
 from uvd.tokenize.tokenizer import Tokenizer, load_tokenizer
-from uvd.trainer.prompt import load_model, predict_images
+from uvd.trainer.prompt import load_model, predict_images, prompt_sheet
 
 PAIRS_SHOWN = 4
 FRAMES_SHOWN = 7
@@ -95,7 +95,7 @@ def _predictions(dataset: Dataset, model: Path, tokenizer: Tokenizer, out: Path)
     def predict(pictures: NDArray[np.uint8], context: int, path: Path, title: str) -> Drawn:
         predicted = predict_images(transformer, tokenizer, pictures[:context], 1, temperature=TEMPERATURE)
         truth = pictures[context : context + 1]
-        sheet = prompt_sheet(pictures[:context], predicted, title, truth)
+        sheet = prompt_sheet(pictures[:context], predicted, truth, title=title, columns=9)
         return _save(sheet, path, title)
 
     drawn = []
