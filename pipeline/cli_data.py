@@ -11,7 +11,7 @@ from rich.console import Console
 from uvd.manifests.dataset import Dataset
 from uvd.pipeline.config import ConfigError, override, read_yaml, validate
 from uvd.pipeline.ray_runtime import LOCAL
-from uvd.pipeline.stage import StageResult
+from uvd.pipeline.reporting import report
 from uvd.sources import SOURCES, source_class
 
 SHARDS_FAILED = 3
@@ -52,7 +52,8 @@ def ingest(
     parsed = validate(model, {**content, "source": source}, str(config))
     console = Console(stderr=True)
     result = run(parsed, out, address=address, num_cpus=num_cpus, overwrite=overwrite, console=console)
-    _finish(result, f"sequences/{parsed.folder}", out, console)
+    if not report(result, f"sequences/{parsed.folder}", out, console):
+        raise typer.Exit(SHARDS_FAILED)
 
 
 def tokenize(
@@ -78,20 +79,21 @@ def tokenize(
         raise ConfigError(f"--device {device}: expected auto, cpu or cuda")
     opened = Dataset.existing(dataset)
     console = Console(stderr=True)
-    for name in source or opened.sources():
-        result = run(
-            opened,
-            name,
-            tokenizer,
-            device=device,  # type: ignore[arg-type]
-            batch_size=batch_size,
-            num_gpus=num_gpus,
-            address=address,
-            num_cpus=num_cpus,
-            overwrite=overwrite,
-            console=console,
-        )
-        _finish(result, f"tokens of {name}", dataset, console)
+    results = run(
+        opened,
+        source or (),
+        tokenizer,
+        device=device,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        num_gpus=num_gpus,
+        address=address,
+        num_cpus=num_cpus,
+        overwrite=overwrite,
+        console=console,
+    )
+    complete = [report(result, f"tokens of {name}", dataset, console) for name, result in results]
+    if not all(complete):
+        raise typer.Exit(SHARDS_FAILED)
 
 
 def samples(
@@ -104,51 +106,6 @@ def samples(
     from uvd.pipeline.demo.inputs import lay_out
 
     lay_out(out, Console(stderr=True))
-
-
-def _finish(result: StageResult, what: str, where: str, console: Console) -> None:
-    """Says how a stage ended; exits with 3 unless every planned shard is there."""
-    totals = result.totals
-    counts = ", ".join(f"{totals[name]:,} {name}" for name in ("inputs", "used", "rejected", "tokens") if totals[name])
-    if result.complete and not result.run.done:
-        console.print(
-            f"{what}: all {result.planned} shards are there already, nothing to do ({counts})",
-            markup=False,
-            soft_wrap=True,
-        )
-        return
-    if result.complete:
-        console.print(
-            f"{what}: {result.planned} shards committed ({counts})", style="green", markup=False, soft_wrap=True
-        )
-        reasons = ", ".join(f"{count} {reason}" for reason, count in result.reasons.most_common(5))
-        if reasons:
-            console.print(f"  rejected now: {reasons}", markup=False, soft_wrap=True)
-        return
-    there = result.existing + result.run.done
-    if result.run.interrupted:
-        console.print(
-            f"{what}: stopped with {there} of {result.planned} shards committed in {where}. "
-            "The same command again goes on from there.",
-            style="yellow",
-            markup=False,
-            soft_wrap=True,
-        )
-    for shard, error in sorted(result.run.failed.items()):
-        console.print(f"{what}: shard {shard} failed: {_last_line(error)}", style="red", markup=False, soft_wrap=True)
-    if result.run.failed:
-        console.print(
-            f"{what}: {len(result.run.failed)} of {result.planned} shards failed and were skipped; "
-            "the same command again tries only them.",
-            style="red",
-            markup=False,
-            soft_wrap=True,
-        )
-    raise typer.Exit(SHARDS_FAILED)
-
-
-def _last_line(error: str) -> str:
-    return error.strip().rpartition("\n")[2]
 
 
 def register(app: typer.Typer) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import ray
 from rich.console import Console
@@ -16,9 +18,9 @@ from uvd import __version__
 from uvd.manifests.dataset import Dataset, DatasetError, Shard
 from uvd.manifests.fingerprint import fingerprint
 from uvd.pipeline.progress import ShardReport
-from uvd.pipeline.ray_runtime import LOCAL
+from uvd.pipeline.ray_runtime import LOCAL, ray_runtime
 from uvd.pipeline.runner import ActorExecutor
-from uvd.pipeline.stage import Stage, StageResult, find_missing, run_stage
+from uvd.pipeline.stage import Missing, Stage, StageResult, find_missing, run_stage
 from uvd.tokenize.engine import tokenize_shard
 from uvd.tokenize.tokenizer import load_tokenizer
 
@@ -85,7 +87,7 @@ def plan(dataset: Dataset, source: str, config_fingerprint: str) -> Iterator[Tok
 
 def tokenize(
     dataset: Dataset,
-    source: str,
+    sources: Sequence[str] = (),
     tokenizer: str = "uvd-small",
     *,
     device: Device = "auto",
@@ -95,33 +97,44 @@ def tokenize(
     num_cpus: int | None = None,
     overwrite: bool = False,
     console: Console | None = None,
-) -> StageResult:
-    """Tokenizes one source of a dataset, or what is missing of it.
+) -> Iterator[tuple[str, StageResult]]:
+    """Tokenizes sources of a dataset (all by default), or what is missing of them, on one pool of actors.
+
+    Yields:
+        (source, result), as each is done.
 
     Raises:
-        DatasetError: if the dataset does not have that source.
+        DatasetError: if the dataset does not have such a source.
         ConfigChangedError: if its tokens were made by another tokenizer of that name, or from other images.
         TokenizerError: if the tokenizer cannot be loaded.
     """
-    if source not in dataset.sources():
-        raise DatasetError(f"no source {source!r} in {dataset.uri}; there are {', '.join(dataset.sources())}")
+    unknown = sorted(set(sources) - set(dataset.sources()))
+    if unknown:
+        raise DatasetError(f"no source {unknown[0]!r} in {dataset.uri}; there are {', '.join(dataset.sources())}")
     loaded = load_tokenizer(tokenizer, device="cpu", encoder_only=True)
     entry = {"tokenizer": loaded.name, "tokenizer_fingerprint": loaded.fingerprint, "uvd_version": __version__}
     entry["fingerprint"] = fingerprint(entry)
-    folder = f"tokens/{loaded.name}/{source}"
-    dataset.declare("tokens", f"{loaded.name}/{source}", entry, overwrite=overwrite)
-    missing = find_missing(dataset, folder, plan(dataset, source, entry["fingerprint"]))
+    plans: list[tuple[str, str, Missing[TokenizeJob]]] = []
+    for source in sources or dataset.sources():
+        folder = f"tokens/{loaded.name}/{source}"
+        dataset.declare("tokens", f"{loaded.name}/{source}", entry, overwrite=overwrite)
+        plans.append((source, folder, find_missing(dataset, folder, plan(dataset, source, entry["fingerprint"]))))
+    jobs = sum(len(missing.jobs) for _, _, missing in plans)
     kind = _resolve(device, address)
-    workers = _workers(kind, num_gpus, num_cpus, len(missing.jobs))
     actor = ray.remote(num_cpus=1, num_gpus=1 if kind == "cuda" else 0, max_restarts=0)(TokenizeActor)
 
-    def make_actor() -> Any:
-        return actor.remote(tokenizer, kind, batch_size or BATCH_SIZE[kind])
+    @functools.cache
+    def executor() -> ActorExecutor[TokenizeJob]:
+        size = _workers(kind, num_gpus, num_cpus, jobs)
+        return ActorExecutor(lambda: actor.remote(tokenizer, kind, batch_size or BATCH_SIZE[kind]), size)
 
-    stage: Stage[TokenizeJob] = Stage(
-        "tokenize", folder, "images", lambda: ActorExecutor(make_actor, workers), address, num_cpus, ALLOCATOR
-    )
-    return run_stage(dataset, stage, missing, console or Console(stderr=True))
+    with ray_runtime(address, num_cpus, ALLOCATOR) if jobs else nullcontext():
+        for source, folder, missing in plans:
+            stage: Stage[TokenizeJob] = Stage("tokenize", folder, "images", executor, address, num_cpus, ALLOCATOR)
+            result = run_stage(dataset, stage, missing, console or Console(stderr=True))
+            yield source, result
+            if result.run.interrupted:
+                return
 
 
 def _resolve(device: Device, address: str) -> str:

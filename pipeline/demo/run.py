@@ -22,7 +22,7 @@ from uvd.pipeline.demo.photo_server import serve, write_urls
 from uvd.pipeline.demo.pictures import draw_pictures, write_index
 from uvd.pipeline.ingest import ingest
 from uvd.pipeline.ray_runtime import ray_runtime
-from uvd.pipeline.stage import StageResult
+from uvd.pipeline.reporting import report
 from uvd.pipeline.tokenizing import ALLOCATOR, tokenize
 from uvd.sources import SourceConfig, source_class
 from uvd.trainer.config import TrainConfig
@@ -72,10 +72,9 @@ def _build(inputs: Path, dataset: str, console: Console) -> bool:
             write_urls(inputs / "photos", address, urls)
         for config in source_configs(inputs):
             result = ingest(config, dataset, console=console)
-            complete &= _report(f"ingest {config.folder}", result, console)
-    for source in Dataset.existing(dataset).sources():
-        result = tokenize(Dataset.existing(dataset), source, TOKENIZER, device="cpu", console=console)
-        complete &= _report(f"tokenize {source}", result, console)
+            complete &= report(result, f"sequences/{config.folder}", dataset, console)
+    for source, result in tokenize(Dataset.existing(dataset), (), TOKENIZER, device="cpu", console=console):
+        complete &= report(result, f"tokens of {source}", dataset, console)
     return complete
 
 
@@ -101,18 +100,6 @@ def source_configs(inputs: Path) -> Iterator[SourceConfig]:
         holdout = {"test": 0.25} if source == "objaverse" else {"val": 0.15}
         content = {**content, **changes, "dataset": f"demo-{source}", "holdout": holdout}
         yield validate(source_class(source).config_class, content, f"the demo's {source}")
-
-
-def _report(what: str, result: StageResult, console: Console) -> bool:
-    totals = result.totals
-    parts = [
-        f"{totals[name]:,} {name}" for name in ("inputs", "rejected", "sequences", "images", "tokens") if totals[name]
-    ]
-    state = "complete" if result.complete else f"INCOMPLETE ({len(result.run.failed)} shards failed)"
-    console.print(f"{what}: {state}, {', '.join(parts)}", markup=False, highlight=False)
-    for reason, count in result.reasons.most_common():
-        console.print(f"  rejected: {count} {reason}", markup=False, highlight=False)
-    return result.complete
 
 
 def _train(dataset: Path, run: Path, minutes: float, console: Console) -> None:
