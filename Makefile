@@ -48,6 +48,10 @@ doctor: setup ## Check this machine
 demo: setup ## Real inputs through every source to tokens, a trained model and predictions, in under 10 minutes
 	$(UVD) demo --out demo
 
+.PHONY: gallery
+gallery: demo ## Draw the documentation's pictures from the demo's dataset
+	$(UVD) gallery --dataset demo/dataset --out docs/gallery
+
 # --- data: make SOURCE INPUT=… OUT=… [NAME=…] [CONFIG=…] [ARGS=…] -----------------------------------------------------
 .PHONY: $(SOURCES)
 $(SOURCES): setup ## Ingest INPUT into the dataset OUT

@@ -45,6 +45,8 @@ def ingest(
     from uvd.pipeline.ingest import ingest as run
 
     overrides = [*(settings or []), *([f"limit={limit}"] if limit is not None else [])]
+    if source not in SOURCES:
+        raise ConfigError(f"unknown source {source!r}; there are {', '.join(SOURCES)}")
     model = source_class(source).config_class
     content = override(read_yaml(config), overrides)
     if content.get("source", source) != source:

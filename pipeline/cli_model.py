@@ -170,7 +170,17 @@ def demo(
         raise typer.Exit(3)
 
 
+def gallery(
+    dataset: DatasetOption = "demo/dataset",
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("docs/gallery"),
+) -> None:
+    """Draw the documentation's pictures from the demo's dataset."""
+    from uvd.pipeline.demo.gallery import draw_gallery
+
+    Console(stderr=True).print(f"wrote {draw_gallery(Dataset.existing(dataset), out)}", markup=False)
+
+
 def register(app: typer.Typer) -> None:
     app.add_typer(tokenizer_app, name="tokenizer")
-    for command in (train, prompt, demo):
+    for command in (train, prompt, demo, gallery):
         app.command()(command)

@@ -86,7 +86,7 @@ def test_verify_passes_and_fails_by_exit_code(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["ingest", "imagse", "--config", "x.yaml", "--out", "d"], 1, "unknown source 'imagse'"),
+        (["ingest", "imagse", "--config", "x.yaml", "--out", "d"], 2, "unknown source 'imagse'"),
         (["ingest", "images", "--config", "none.yaml", "--out", "d"], 2, "no config file"),
         (["stats", "--dataset", "/nowhere"], 1, "no dataset"),
         (["verify", "--dataset", "/nowhere"], 1, "no dataset"),
