@@ -49,6 +49,9 @@ class TokenizerTrainConfig(BaseModel):
     steps: int = Field(6000, ge=1)
     kmeans_step: int = Field(800, ge=0)
     """Steps as a plain autoencoder before the codebook is made."""
+    freeze_encoder: bool = True
+    """After that, train the decoder only: latents stay put, so every code of the k-means stays in use. False trains
+    all, which needs a budget in which codes can be revived again and again."""
     kmeans_batches: int = Field(96, ge=1)
     """Batches whose latents are clustered."""
     batch_size: int = Field(8, ge=1)
@@ -57,6 +60,9 @@ class TokenizerTrainConfig(BaseModel):
     crop: int = Field(96, ge=16)
     """Side of the random crops from then on."""
     learning_rate: float = Field(1e-3, gt=0)
+    """Peak while the model is an autoencoder; falls to 2 % along a cosine."""
+    second_rate: float = Field(0.25, gt=0)
+    """Peak after the codebook is made, as a share of the first; another cosine."""
     warmup_steps: int = Field(200, ge=0)
     l1_weight: float = 1.0
     l2_weight: float = 4.0
@@ -143,8 +149,11 @@ class TokenizerTraining:
         config = self.config
         if self.step < config.warmup_steps:
             return config.learning_rate * (self.step + 1) / config.warmup_steps
-        position = (self.step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-        return config.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * position)))
+        first = (config.warmup_steps, config.kmeans_step, config.learning_rate)
+        second = (config.kmeans_step, config.steps, config.learning_rate * config.second_rate)
+        begin, end, peak = first if self.step < config.kmeans_step else second
+        position = (self.step - begin) / max(1, end - begin)
+        return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * position)))
 
     def _batch(self, stream: str, number: int) -> torch.Tensor:
         """`(B, 3, crop, crop)` float in [0, 1]: random pictures, places and mirror images, by the seed alone."""
@@ -163,7 +172,9 @@ class TokenizerTraining:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         images = self._batch("batch", self.step)
-        latents = self.model.latents(images)
+        frozen = config.freeze_encoder and self.step >= config.kmeans_step
+        with torch.set_grad_enabled(not frozen):
+            latents = self.model.latents(images)
         quantized, commitment = latents, latents.new_zeros(())
         if self.step >= config.kmeans_step:
             quantized = self.codebook.quantize(latents, self.seeds.generator("revive", self.step))
@@ -197,6 +208,9 @@ class TokenizerTraining:
 
     @torch.no_grad()
     def _start_codebook(self) -> None:
+        """Goes on with the averaged weights, whose latents are clustered."""
+        self.average.quantize.load_state_dict(self.model.quantize.state_dict())
+        self.model.load_state_dict(self.average.state_dict())
         latents = [self.model.latents(self._batch("kmeans", number)) for number in range(self.config.kmeans_batches)]
         self.codebook.start(torch.cat(latents), len(latents), self.seeds.generator("kmeans"))
 

@@ -77,7 +77,7 @@ def test_groups_are_of_one_class_and_fill_sequences(folder, tmp_path):
     rejects = dataset.rejects(shard).to_pylist()
     assert len(origins) == len(set(origins))
     assert set(seen) == set(CLASSES.values())
-    assert sorted(row["reason"] for row in rejects) == ["leftover", "leftover", "leftover", "truncated"]
+    assert sorted(row["reason"] for row in rejects) == ["leftover", "leftover", "leftover", "not_image"]
     assert sum(seen.values()) == 60
 
 
