@@ -20,7 +20,8 @@ PACKAGES := sequences renderers sources manifests tokenize pipeline trainer
 
 .PHONY: help
 help: ## List the targets
-	@grep -hE '^[a-z][a-zA-Z_ -]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 58
+	@sed 's/^$$(SOURCES):/$(SOURCES):/' $(firstword $(MAKEFILE_LIST)) | grep -E '^[a-z][a-z -]*:.*##' \
+	  | sed -E 's/:[^#]*## /\t/' | expand -t 74
 	@echo
 	@echo 'Example: make video INPUT=~/clips OUT=~/uvd-data && make tokenize stats OUT=~/uvd-data'
 
@@ -56,7 +57,7 @@ gallery: demo ## Draw the documentation's pictures from the demo's dataset
 .PHONY: $(SOURCES)
 $(SOURCES): setup ## Ingest INPUT into the dataset OUT
 	@test -n '$(INPUT)' || { echo 'usage: make $@ INPUT=path [OUT=dataset] [NAME=name] [CONFIG=yaml] [ARGS="--set key=value …"]'; exit 2; }
-	$(UVD) ingest $@ --config $(or $(CONFIG),configs/$@.yaml) --out '$(OUT)' --set 'input=$(INPUT)' \
+	$(UVD) ingest $@ --config $(or $(CONFIG),configs/$@.yaml) --out '$(OUT)' --set 'input="$(INPUT)"' \
 	  $(if $(NAME),--set name=$(NAME) --set dataset=$(NAME)) $(ARGS)
 
 .PHONY: tokenize

@@ -91,7 +91,7 @@ class ImageShardWriter:
             "split": sequence.split,
             "num_images": len(pictures),
             "roles": list(sequence.roles),
-            "origins": [picture.origin for picture in pictures],
+            "origins": [schema.storable(picture.origin) for picture in pictures],
             "indices": [picture.index for picture in pictures],
             "widths": [picture.size[0] for picture in pictures],
             "heights": [picture.size[1] for picture in pictures],

@@ -87,14 +87,19 @@ def rejects_to_parquet(rejects: list[Reject], shard: int, folder: str, used: set
         {
             "shard": shard,
             "input": reject.input,
-            "origin": reject.origin,
+            "origin": storable(reject.origin),
             "reason": str(reject.reason),
-            "detail": _ADDRESS.sub("0x…", reject.detail),
+            "detail": storable(_ADDRESS.sub("0x…", reject.detail)),
             "partial": reject.input in used,
         }
         for reject in sorted(rejects, key=lambda reject: (reject.input, reject.reason, reject.detail))
     ]
     return to_parquet(rows, REJECTS, {"kind": "rejects", "folder": folder})
+
+
+def storable(text: str) -> str:
+    """`text` as UTF-8 can hold it: bytes of file names that are not UTF-8 are written as escapes (`\\udce9`)."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_metadata(schema: pa.Schema, name: str) -> dict[str, Any]:

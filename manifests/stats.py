@@ -27,6 +27,7 @@ UVDV1_SHARES = {
     "3D objects": 0.05,
 }
 """Percent of images in UVDv1 (LVM paper, arXiv 2312.00785, section 3.1 and appendix)."""
+OTHER = "other"
 FAMILY = {
     "laion": "unlabelled images",
     "images": "unlabelled images",
@@ -36,7 +37,7 @@ FAMILY = {
     "annotated-video": "annotated videos",
     "objaverse": "3D objects",
 }
-"""UVDv1's kind of data of each source."""
+"""UVDv1's kind of data of each source; `other` for sources that are not named here."""
 
 
 def connect(dataset: Dataset) -> duckdb.DuckDBPyConnection:
@@ -118,13 +119,14 @@ def _families(by_source: list[dict[str, Any]]) -> list[dict[str, Any]]:
     total = sum(row["images"] for row in by_source)
     images = dict.fromkeys(UVDV1_SHARES, 0)
     for row in by_source:
-        images[FAMILY[row["source"]]] += row["images"]
+        family = FAMILY.get(row["source"], OTHER)
+        images[family] = images.get(family, 0) + row["images"]
     return [
         {
             "family": family,
             "images": count,
             "share": 100 * count / total if total else 0.0,
-            "uvdv1_share": UVDV1_SHARES[family],
+            "uvdv1_share": UVDV1_SHARES.get(family, 0.0),
         }
         for family, count in images.items()
     ]

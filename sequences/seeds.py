@@ -47,7 +47,7 @@ def split_of(identity: str, fractions: Mapping[Any, float]) -> str:
         identity: everything that must stay on one side has the same identity: all windows of a video, all views.
         fractions: share of each held-out split, such as `{"val": 0.01, "test": 0.16}`; the rest is `train`.
     """
-    position = int.from_bytes(blake2b(identity.encode(), digest_size=8).digest(), "big") / 2**64
+    position = int.from_bytes(blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") / 2**64
     edge = 0.0
     for split, fraction in sorted(fractions.items()):
         edge += fraction

@@ -58,10 +58,15 @@ class AnnotatedVideoSource(ItemSource):
         if not clips:
             raise SourceError(f"no clips below {root}: expected folders CLIP/{FRAMES} and CLIP/ANNOTATION")
         for clip in clips:
-            frames = _by_stem(clip / FRAMES)
+            frames, doubles = _by_stem(clip / FRAMES)
+            for name in doubles:
+                yield {"origin": f"{clip.name}/{FRAMES}/{name}", "unmatched": "another frame has this name"}
             kinds = sorted(path.name for path in clip.iterdir() if path.is_dir() and path.name != FRAMES)
             for kind in kinds:
-                yield from self._plan_clip(clip.name, kind, frames, _by_stem(clip / kind))
+                annotations, doubles = _by_stem(clip / kind)
+                for name in doubles:
+                    yield {"origin": f"{clip.name}/{kind}/{name}", "unmatched": "another annotation has this name"}
+                yield from self._plan_clip(clip.name, kind, frames, annotations)
             if not kinds:
                 yield {"origin": clip.name, "unmatched": "no annotation folder"}
 
@@ -69,7 +74,8 @@ class AnnotatedVideoSource(ItemSource):
         matched = sorted(frames.keys() & annotations.keys())[:: self.config.stride]
         for stems in _windows(matched):
             pairs = [[f"{clip}/{FRAMES}/{frames[stem]}", f"{clip}/{kind}/{annotations[stem]}"] for stem in stems]
-            yield {"origin": pairs[0][0], "kind": kind, "clip": clip, "pairs": pairs}
+            sizes = [(self.config.input / path).stat().st_size for pair in pairs for path in pair]
+            yield {"origin": pairs[0][0], "kind": kind, "clip": clip, "pairs": pairs, "bytes": sizes}
         for stem in sorted(frames.keys() - annotations.keys()):
             yield {"origin": f"{clip}/{FRAMES}/{frames[stem]}", "unmatched": f"no annotation of this name in {kind}"}
         for stem in sorted(annotations.keys() - frames.keys()):
@@ -118,10 +124,12 @@ def _coloured(labels: NDArray[np.int32] | NDArray[np.uint8], transform: Transfor
         raise RejectedInput(Reason.BAD_ANNOTATION, str(error)) from error
 
 
-def _by_stem(folder: Path) -> dict[str, str]:
-    """Stem → file name; of several files with one stem, the first by name."""
-    names = sorted((name for name, _ in list_files(folder, IMAGE_SUFFIXES) if "/" not in name), reverse=True)
-    return {Path(name).stem: name for name in names}
+def _by_stem(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Stem → file name, the first by name; and the files whose stem another one has already."""
+    names = [name for name, _ in list_files(folder, IMAGE_SUFFIXES) if "/" not in name]
+    by_stem: dict[str, str] = {}
+    doubles = [name for name in names if by_stem.setdefault(Path(name).stem, name) != name]
+    return by_stem, doubles
 
 
 def _windows(stems: list[str]) -> Iterator[tuple[str, ...]]:

@@ -11,12 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from uvd.sequences import Example, Reject, Resize, Seeds, Transform, fit
 from uvd.sequences.errors import UserError
+from uvd.sequences.layouts import LAYOUTS
 from uvd.sequences.reject import RejectedInput
 from uvd.sequences.seeds import split_of
 from uvd.sequences.stages import StageTimes
@@ -61,6 +63,24 @@ class SourceConfig(BaseModel):
         if name and not _NAME.match(name):
             raise ValueError(f"{name!r} must consist of a-z, 0-9, _ and - (it becomes a folder and part of keys)")
         return name
+
+    @field_validator("layouts")
+    @classmethod
+    def _known_layouts(cls, layouts: dict[str, float]) -> dict[str, float]:
+        unknown = sorted(layouts.keys() - LAYOUTS.keys())
+        if unknown:
+            raise ValueError(f"unknown layout {unknown[0]!r}; there are {', '.join(LAYOUTS)}")
+        if not layouts or min(layouts.values()) < 0 or sum(layouts.values()) <= 0:
+            raise ValueError("layouts need weights of 0 or more, one of them over 0")
+        return layouts
+
+    @field_validator("*")
+    @classmethod
+    def _home(cls, value: Any) -> Any:
+        """`~` in paths means the home folder, whichever shell or file the path came from."""
+        if isinstance(value, tuple):
+            return tuple(part.expanduser() if isinstance(part, Path) else part for part in value)
+        return value.expanduser() if isinstance(value, Path) else value
 
     @property
     def folder(self) -> str:

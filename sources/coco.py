@@ -19,6 +19,7 @@ from pydantic import Field
 
 from uvd.renderers.boxes import render_boxes, visible_boxes
 from uvd.renderers.coco_masks import decode_coco_segmentation
+from uvd.renderers.palette import PALETTE_SIZE
 from uvd.renderers.pose import render_pose, visible_people
 from uvd.renderers.segmentation import render_instances
 from uvd.sequences import Example, Picture, Reason, Seeds, Transform
@@ -61,7 +62,7 @@ class CocoSource(ItemSource):
         categories: set[int] = set()
         for path in self.config.annotations:
             content = _load(path)
-            images.update({image["id"]: image for image in content["images"]})
+            images.update(_unique(path, content["images"]))
             categories.update(category["id"] for category in content["categories"])
             for annotation in content["annotations"]:
                 annotations[annotation["image_id"]].append(annotation)
@@ -69,9 +70,18 @@ class CocoSource(ItemSource):
         for identity in sorted(images):
             image = images[identity]
             kept = [_keep(annotation, colours) for annotation in annotations.pop(identity, [])]
-            yield {"origin": image["file_name"], "size": [image["width"], image["height"]], "annotations": kept}
+            size = [image["width"], image["height"]]
+            origin = image["file_name"]
+            yield {"origin": origin, "bytes": self._bytes(origin), "size": size, "annotations": kept}
         for identity in sorted(annotations):
-            yield {"origin": f"image_id {identity}", "size": None, "annotations": []}
+            yield {"origin": f"image_id {identity}", "bytes": None, "size": None, "annotations": []}
+
+    def _bytes(self, origin: str) -> int | None:
+        """Size of an image file, so that a replaced one is noticed; None for what the worker will refuse."""
+        try:
+            return (self.config.input / origin).stat().st_size
+        except (OSError, ValueError):
+            return None
 
     def examples(self, item: Item, index: int, seeds: Seeds) -> Iterator[Example]:
         origin = item["origin"]
@@ -93,7 +103,11 @@ class CocoSource(ItemSource):
 
     def _decode(self, origin: str) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         path = self.config.input / origin
-        if not path.resolve().is_relative_to(self.config.input.resolve()):
+        try:
+            inside = path.resolve().is_relative_to(self.config.input.resolve())
+        except ValueError as error:
+            raise RejectedInput(Reason.BAD_ANNOTATION, f"file_name is no path: {error}") from error
+        if not inside:
             raise RejectedInput(Reason.BAD_ANNOTATION, "file_name leads out of the input folder")
         return decode_image(read_bytes(path, self.config.max_bytes), max_pixels=self.config.max_pixels)
 
@@ -158,10 +172,14 @@ def _numbers(annotation: Annotation, key: str, count: int) -> NDArray[np.float64
     Raises:
         RejectedInput: unless it is a list of `count` finite numbers.
     """
+    listed = annotation[key]
+    numeric = isinstance(listed, list) and all(type(value) in (int, float) for value in listed)
+    if not numeric:
+        raise RejectedInput(Reason.BAD_ANNOTATION, f"{key} is not a list of numbers")
     try:
-        values = np.array(annotation[key], dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise RejectedInput(Reason.BAD_ANNOTATION, f"{key} is not a list of numbers") from error
+        values = np.array(listed, dtype=np.float64)
+    except OverflowError as error:
+        raise RejectedInput(Reason.BAD_ANNOTATION, f"{key} holds a number that is too large") from error
     if values.shape != (count,) or not np.isfinite(values).all():
         raise RejectedInput(Reason.BAD_ANNOTATION, f"{key} is not {count} finite numbers")
     return values
@@ -170,6 +188,10 @@ def _numbers(annotation: Annotation, key: str, count: int) -> NDArray[np.float64
 def _class(annotation: Annotation) -> int:
     if annotation["class"] is None:
         raise RejectedInput(Reason.BAD_ANNOTATION, "category_id is not among the JSON's categories")
+    if annotation["class"] >= PALETTE_SIZE:
+        raise RejectedInput(
+            Reason.BAD_ANNOTATION, f"class {annotation['class']} is beyond the palette's {PALETTE_SIZE}"
+        )
     return annotation["class"]
 
 
@@ -183,8 +205,8 @@ def _load(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise SourceError(f"{path} is larger than {MAX_JSON_BYTES} bytes")
         content = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise SourceError(f"no annotation file {path}") from error
+    except OSError as error:
+        raise SourceError(f"annotation file {path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -193,6 +215,13 @@ def _load(path: Path) -> dict[str, Any]:
     _check_list(path, content, "annotations", {"image_id": int, "category_id": int})
     _check_list(path, content, "categories", {"id": int})
     return content
+
+
+def _unique(path: Path, images: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    by_id = {image["id"]: image for image in images}
+    if len(by_id) != len(images):
+        raise SourceError(f"{path} is not COCO: {len(images) - len(by_id)} images have an id that another one has")
+    return by_id
 
 
 def _check_list(path: Path, content: dict[str, Any], name: str, keys: dict[str, type]) -> None:

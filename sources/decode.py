@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from uvd.sequences import Reason
 from uvd.sequences.reject import RejectedInput
@@ -23,11 +23,18 @@ MAX_PIXELS = 64_000_000
 """About 192 MB as RGB."""
 MAX_BYTES = 64 << 20
 MIN_SIDE = 16
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its EXIF orientation (EXIF 2.3, tag 0x0112)."""
 _QUARTER_TURNS = (5, 6, 7, 8)
-"""EXIF orientations that swap width and height."""
-
-# The cap below is ours and a refusal; Pillow's own only warns.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+"""Orientations that swap width and height."""
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
@@ -71,18 +78,25 @@ def decode_image(
     try:
         if scale_to is not None and image.format == "JPEG":
             image.draft("RGB", (_draft_side(width, height, scale_to), _draft_side(height, width, scale_to)))
-        turned = image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS
-        image = ImageOps.exif_transpose(image)
-        pixels = np.asarray(_to_rgb(image))
+        orientation = _orientation(image)
+        image = _to_rgb(image)
+        if orientation in _TRANSPOSE:
+            image = image.transpose(_TRANSPOSE[orientation])
+        pixels = np.asarray(image)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise RejectedInput(Reason.TRUNCATED, _short(error)) from error
-    return pixels, (height, width) if turned else (width, height)
+    return pixels, (height, width) if orientation in _QUARTER_TURNS else (width, height)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Reads the header only; formats are allow-listed and pixels capped here."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        with warnings.catch_warnings():
+            # The cap below is ours and a refusal; Pillow's own warns first and raises only at twice its limit.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise RejectedInput(Reason.BOMB, _short(error)) from error
     except UnidentifiedImageError as error:
         raise RejectedInput(Reason.NOT_IMAGE, "no image format that uvd reads") from error
     except (OSError, ValueError, SyntaxError) as error:
@@ -91,6 +105,14 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if width * height > max_pixels:
         raise RejectedInput(Reason.BOMB, f"{width}x{height} pixels, over {max_pixels}")
     return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 if there is none, or the block is damaged: then the pixels are still good."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001 - Pillow's EXIF parser raises many kinds of errors on damaged blocks
+        return 1
 
 
 def _draft_side(side: int, other: int, scale_to: int) -> int:

@@ -27,7 +27,10 @@ from uvd.sequences import Reason
 from uvd.sequences.reject import RejectedInput
 from uvd.sources.base import NOT_DATA
 
-OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml"})
+OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
+"""`none` stands for noindex and nofollow."""
+GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
+"""All global unicast addresses there are; what lies outside may be translated to IPv4 (64:ff9b::, ::a.b.c.d)."""
 MAX_URL_LENGTH = 4096
 _READ_BYTES = 1 << 16
 _TRANSIENT_STATUS = frozenset({429, 500, 502, 503, 504})
@@ -88,8 +91,9 @@ def check_address(address: str) -> None:
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     embedded = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None)
+    outside = ip.version == 6 and embedded is None and ip not in GLOBAL_IPV6
     for candidate in (ip, embedded):
-        if candidate is not None and (not candidate.is_global or candidate.is_multicast):
+        if candidate is not None and (not candidate.is_global or candidate.is_multicast or outside):
             raise BlockedAddressError(f"{address} is not a global address")
 
 
@@ -111,6 +115,14 @@ def parse_url(text: str) -> URL:
     if user is not None or url.password is not None:
         raise RejectedInput(Reason.BAD_URL, "credentials in the URL")
     return url
+
+
+def _redirect(url: URL, location: str) -> URL:
+    try:
+        target = str(url.join(URL(location)))
+    except (ValueError, UnicodeError) as error:
+        raise RejectedInput(Reason.BAD_URL, f"redirect to {location[:100]!r}") from error
+    return parse_url(target)
 
 
 class Fetcher:
@@ -176,8 +188,7 @@ class Fetcher:
             self._check_literal(url)
             async with self._session.get(url, allow_redirects=False) as response:
                 if response.status in (301, 302, 303, 307, 308):
-                    target = response.headers.get("Location", "")
-                    url = parse_url(str(response.url.join(URL(target))))
+                    url = _redirect(response.url, response.headers.get("Location", ""))
                     continue
                 self._check_status(response.status)
                 self._check_opt_out(response.headers.getall("X-Robots-Tag", []))

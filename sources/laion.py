@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from uvd.sequences import Example, Picture, Reject, Seeds
+from uvd.sequences import Example, Picture, Reason, Reject, Seeds
 from uvd.sequences.reject import RejectedInput
 from uvd.sources.base import NOT_DATA, Source, SourceConfig, SourceError, WorkUnit
 from uvd.sources.decode import MAX_PIXELS, decode_image
@@ -56,7 +56,14 @@ class LaionSource(Source):
     def read(self, unit: WorkUnit, seeds: Seeds) -> Iterator[Example | Reject]:
         root = self.config.input
         file = root if root.is_file() else root / unit.payload["file"]
-        urls = self._urls(file, unit.payload["start"], unit.num_inputs)
+        try:
+            urls = self._urls(file, unit.payload["start"], unit.num_inputs)
+        except (pa.ArrowInvalid, OSError) as error:
+            # A good footer may hide damaged pages: the rows cannot be known, so all of the unit's are refused.
+            for index in range(unit.num_inputs):
+                row = f"{unit.payload['file']} row {unit.payload['start'] + index}"
+                yield Reject(index, row, Reason.UNREADABLE, f"Parquet: {error}"[:200])
+            return
         bodies = fetch_in_order(urls, self.config.fetch)
         for index, url in enumerate(urls):
             with self.stages("fetch"):
@@ -105,9 +112,14 @@ class LaionSource(Source):
             low, high = max(start - first, 0), min(start + count - first, rows)
             if low < high:
                 values = table.read_row_group(group, columns=[column])[column].slice(low, high - low)
-                urls += values.to_pylist()
+                # As bytes, because one URL that is not UTF-8 would make the whole column unreadable.
+                urls += values.cast(pa.binary()).to_pylist()
             first += rows
-        return [str(url or "") for url in urls]
+        return [_text(url) for url in urls]
+
+
+def _text(url: bytes | None) -> str:
+    return (url or b"").decode("utf-8", "backslashreplace")
 
 
 def _footer(file: Path) -> tuple[pa.Schema, int]:

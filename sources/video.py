@@ -24,6 +24,11 @@ from uvd.sources.decode import list_files
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv"})
 MAX_FRAME_PIXELS = 7680 * 4320
+OPEN_OPTIONS = {
+    # No playlists (concat, HLS, DASH), which name other files and addresses.
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg",
+    "protocol_whitelist": "file",
+}
 
 
 class VideoConfig(SourceConfig):
@@ -97,6 +102,8 @@ class VideoSource(ItemSource):
         if item["bytes"] > config.max_bytes:
             raise RejectedInput(Reason.TOO_LARGE, f"{item['bytes']} bytes, over {config.max_bytes}")
         path = config.input / origin
+        if not path.is_file():
+            raise RejectedInput(Reason.MISSING, "no such file")
         with self.stages("probe"):
             num_frames = count_packets(path)
         windows = place_windows(num_frames, config.strides, config.windows_per_stride, config.min_frames, seeds)
@@ -142,7 +149,7 @@ def count_packets(path: Path) -> int:
     """
     count = 0
     try:
-        with av.open(str(path), metadata_errors="ignore") as container:
+        with av.open(str(path), options=OPEN_OPTIONS, metadata_errors="ignore") as container:
             if not container.streams.video:
                 raise RejectedInput(Reason.NOT_VIDEO, "no video stream")
             for packet in container.demux(video=0):
@@ -164,21 +171,26 @@ def decode_frames(path: Path, wanted: list[int]) -> Iterator[tuple[int, NDArray[
     remaining = iter(wanted)
     target = next(remaining, None)
     try:
-        with av.open(str(path), metadata_errors="ignore") as container:
+        with av.open(str(path), options=OPEN_OPTIONS, metadata_errors="ignore") as container:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
+            _check_pixels(stream.codec_context.width, stream.codec_context.height)
             for number, frame in enumerate(container.decode(stream)):
                 if target is None:
                     return
                 if number < target:
                     continue
-                if frame.width * frame.height > MAX_FRAME_PIXELS:
-                    raise RejectedInput(Reason.BOMB, f"frames of {frame.width}x{frame.height}")
+                _check_pixels(frame.width, frame.height)
                 yield number, _upright(frame)
                 target = next(remaining, None)
     except FFmpegError:
         # The caller sees which frames are missing and accounts for the windows that needed them.
         return
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_FRAME_PIXELS:
+        raise RejectedInput(Reason.BOMB, f"frames of {width}x{height}, over {MAX_FRAME_PIXELS} pixels")
 
 
 def _upright(frame: av.VideoFrame) -> NDArray[np.uint8]:

@@ -25,6 +25,7 @@ from uvd.manifests.sheet import contact_sheet, save_png
 from uvd.sequences import Seeds
 from uvd.tokenize.picture_pool import PicturePool
 from uvd.tokenize.quantizer import TrainedCodebook
+from uvd.tokenize.tokenizer import TokenizerError
 from uvd.tokenize.vqgan import VQGAN, ResidualBlock, VQGANConfig
 
 STATE = "training_state.pt"
@@ -236,11 +237,11 @@ class TokenizerTraining:
         """Goes on from the state in `out`: the same numbers as if the run had not stopped.
 
         Raises:
-            ValueError: if that state belongs to other settings.
+            TokenizerError: if that state belongs to other settings.
         """
         state: dict[str, Any] = torch.load(self.out / STATE, map_location=self.config.device, weights_only=True)
         if state["config"] != self.config.model_dump_json(exclude={"device", "num_threads"}):
-            raise ValueError(f"{self.out / STATE} was made with other settings")
+            raise TokenizerError(f"{self.out / STATE} was made with other settings")
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
