@@ -26,21 +26,26 @@ class Check:
 
 def checks() -> Iterator[Check]:
     """All checks; a check that raises is itself a finding."""
-    probes: tuple[tuple[str, Callable[[], Check]], ...] = (
-        ("Python", _python),
-        ("torch", _torch),
-        ("Ray", _ray),
-        ("video", _video),
-        ("OpenGL", _opengl),
-        ("MMPose", _mmpose),
-        ("tokenizer", _tokenizer),
-        ("disk", _disk),
+    again = "run `make setup` again"
+    probes: tuple[tuple[str, Callable[[], Check], str], ...] = (
+        ("Python", _python, again),
+        ("torch", _torch, again),
+        ("Ray", _ray, again),
+        ("video", _video, again),
+        ("OpenGL", _opengl, "sudo apt-get install libosmesa6 libegl1, and leave PYOPENGL_PLATFORM unset"),
+        ("MMPose", _mmpose, "pip install --no-deps --no-build-isolation -r requirements-nodeps.txt (needs gcc)"),
+        (
+            "tokenizer",
+            _tokenizer,
+            "the files of tokenize/weights/uvd-small are missing or damaged: check out or install again",
+        ),
+        ("disk", _disk, again),
     )
-    for name, probe in probes:
+    for name, probe, fix in probes:
         try:
             yield probe()
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a package is what doctor reports
-            yield Check(name, False, f"{type(error).__name__}: {error}", "run `make setup` again")
+            yield Check(name, False, f"{type(error).__name__}: {error}", fix)
 
 
 def _python() -> Check:

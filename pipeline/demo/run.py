@@ -72,6 +72,9 @@ def _build(inputs: Path, dataset: str, console: Console) -> bool:
             write_urls(inputs / "photos", address, urls)
         for config in source_configs(inputs):
             result = ingest(config, dataset, console=console)
+            if result.run.interrupted:
+                report(result, f"sequences/{config.folder}", dataset, console)
+                return False
             complete &= report(result, f"sequences/{config.folder}", dataset, console)
     for source, result in tokenize(Dataset.existing(dataset), (), TOKENIZER, device="cpu", console=console):
         complete &= report(result, f"tokens of {source}", dataset, console)
