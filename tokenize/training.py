@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from uvd.manifests.sheet import contact_sheet, save_png
 from uvd.sequences import Seeds
+from uvd.tokenize.linear_start import linear_start
 from uvd.tokenize.picture_pool import PicturePool
 from uvd.tokenize.quantizer import TrainedCodebook
 from uvd.tokenize.tokenizer import TokenizerError
@@ -53,6 +54,8 @@ class TokenizerTrainConfig(BaseModel):
     freeze_encoder: bool = True
     """After that, train the decoder only: latents stay put, so every code of the k-means stays in use. False trains
     all, which needs a budget in which codes can be revived again and again."""
+    start_batches: int = Field(64, ge=1)
+    """Batches that a model without norms takes its first weights from (`linear_start`)."""
     kmeans_batches: int = Field(96, ge=1)
     """Batches whose latents are clustered."""
     batch_size: int = Field(8, ge=1)
@@ -112,7 +115,11 @@ class TokenizerTraining:
         self.seeds = Seeds(config.seed, ("tokenizer",))
         self.step = 0
         self.model = _place(VQGAN(config.model), config.device)
-        start_weights(self.model)
+        if config.norm_groups:
+            start_weights(self.model)
+        else:
+            crops = [self._batch("start", number) for number in range(config.start_batches)]
+            linear_start(self.model, torch.cat(crops))
         self.average = _place(VQGAN(config.model), config.device)
         self.average.load_state_dict(self.model.state_dict())
         self.codebook = TrainedCodebook(

@@ -50,15 +50,16 @@ class VQGANConfig(BaseModel):
     resample_with_conv: bool
     resolution: int = Field(ge=8, le=4096)
     z_channels: int = Field(ge=1, le=4096)
-    norm_groups: int = Field(32, ge=1, le=1024)
-    """Groups of every GroupNorm. The published models all have 32 and their configs do not name it."""
+    norm_groups: int = Field(32, ge=0, le=1024)
+    """Groups of every GroupNorm; 0 for no norms, which `linear_start` needs. The published models all have 32 and their
+    configs do not name it."""
 
     @model_validator(mode="after")
     def _consistent(self) -> VQGANConfig:
         for channels in self.stage_channels:
             if channels < 1 or channels > 8192:
                 raise ValueError(f"a stage of {channels} channels: hidden_channels x channel_mult must be 1 to 8192")
-            if channels % self.norm_groups:
+            if self.norm_groups and channels % self.norm_groups:
                 raise ValueError(f"a stage of {channels} channels does not divide into {self.norm_groups} groups")
         if self.resolution % self.downsampling:
             raise ValueError(f"resolution {self.resolution} is not a multiple of {self.downsampling}")
@@ -107,7 +108,9 @@ class VQGANConfig(BaseModel):
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
 
 
-def _norm(config: VQGANConfig, channels: int) -> nn.GroupNorm:
+def _norm(config: VQGANConfig, channels: int) -> nn.Module:
+    if not config.norm_groups:
+        return nn.Identity()
     return nn.GroupNorm(config.norm_groups, channels, eps=1e-6)
 
 
