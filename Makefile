@@ -30,9 +30,9 @@ help: ## List the targets
 setup: $(STAMP) ## Create .venv with everything pinned; instant when it is there
 
 $(STAMP): requirements.lock requirements-nodeps.txt pyproject.toml
-	@bash cluster/system-packages.sh
+	@PYTHON=$(PYTHON) bash cluster/system-packages.sh
 	@command -v $(PYTHON) >/dev/null || { echo "uvd needs Python 3.11 ($(PYTHON) is not on the PATH)"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -r requirements-nodeps.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

@@ -5,10 +5,14 @@ set -euo pipefail
 
 missing=()
 command -v gcc >/dev/null || missing+=(gcc libc6-dev)
-python=$(command -v python3.11 || command -v python3)
-"$python" -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+name=${PYTHON:-python3.11}
+if ! python=$(command -v "$name"); then
+  echo "uvd needs Python 3.11, and $name is not on the PATH. Install it, or name another: make PYTHON=/path/to/python3.11 …"
+  exit 1
+fi
+"$python" -c 'import ensurepip' 2>/dev/null || missing+=(python3.11-venv)
 "$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' \
-  || missing+=(python3-dev)
+  || missing+=(python3.11-dev)
 # Not `ldconfig -p | grep -q`: with pipefail, grep's early exit would make ldconfig fail.
 libraries=$(PATH=$PATH:/sbin:/usr/sbin ldconfig -p)
 [[ $libraries == *libOSMesa.so* ]] || missing+=(libosmesa6)
@@ -21,6 +25,6 @@ if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 else
   echo "uvd needs system packages that are not installed. Run this once, then the same command again:"
-  echo "  sudo apt-get install -y ${missing[*]}"
+  echo "  sudo apt-get update && sudo apt-get install -y ${missing[*]}"
   exit 1
 fi

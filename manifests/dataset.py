@@ -23,6 +23,7 @@ from uvd.sequences.errors import UserError
 
 FORMAT_VERSION = 1
 _MANIFEST = re.compile(r"^(\d{6,})\.parquet$")
+SHARD_FILE = re.compile(r"^(\d{6,})\.(tar|parquet|rejects\.parquet)$")
 _INFO = "dataset.json"
 
 
@@ -34,6 +35,10 @@ class ConfigChangedError(DatasetError):
     """Something was made with another config, input or version; mixing is refused."""
 
     exit_code = 2
+
+
+class ConservationError(AssertionError):
+    """An input was neither used nor rejected, or one was named that was not planned: a bug in a source or stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +69,9 @@ class Dataset:
     """Opens or starts a dataset at a path or URI; creates nothing until something is declared."""
 
     def __init__(self, uri: str) -> None:
-        self.uri = str(uri)
-        self.storage = Storage(self.uri)
+        self.storage = Storage(str(uri))
+        # Absolute, because workers have another working directory.
+        self.uri = str(self.storage.local_root) if self.storage.local_root is not None else str(uri)
 
     @classmethod
     def existing(cls, uri: str) -> Dataset:
@@ -84,10 +90,13 @@ class Dataset:
         """Content of `dataset.json`, or of an empty one."""
         if not self.storage.exists(_INFO):
             return {"format": FORMAT_VERSION, "sequences": {}, "tokens": {}}
-        info = json.loads(self.storage.read(_INFO))
-        if info.get("format") != FORMAT_VERSION:
+        try:
+            info = json.loads(self.storage.read(_INFO))
+        except ValueError as error:
+            raise DatasetError(f"{self.uri}/{_INFO} is damaged: {error}") from error
+        if not isinstance(info, dict) or info.get("format") != FORMAT_VERSION:
             raise DatasetError(
-                f"{self.uri} has format version {info.get('format')!r}; uvd {__version__} reads {FORMAT_VERSION}"
+                f"{self.uri}/{_INFO} is not of format version {FORMAT_VERSION}, which uvd {__version__} reads"
             )
         return info
 
@@ -112,11 +121,20 @@ class Dataset:
                     f"{section}/{name} in {self.uri} was made with other settings:\n  {changes}\n"
                     "Use the old settings, another name, another dataset, or --overwrite to make it anew."
                 )
-            if overwrite:
+            if known is not None and known["fingerprint"] != entry["fingerprint"]:
                 self._drop(info, section, name)
             if info[section].get(name) != entry:
                 info[section][name] = dict(entry)
                 self._write_info(info)
+
+    def drop(self, section: str, name: str) -> None:
+        """Deletes the shards of `section/name` and what was made from them, to make them anew."""
+        with self.storage.locked():
+            info = self.info()
+            entry = info[section][name]
+            self._drop(info, section, name)
+            info[section][name] = entry
+            self._write_info(info)
 
     def _drop(self, info: dict[str, Any], section: str, name: str) -> None:
         self.storage.delete_folder(f"{section}/{name}")
@@ -129,7 +147,7 @@ class Dataset:
         self.storage.put(_INFO, (json.dumps(info, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
     def sources(self) -> list[str]:
-        """Folders below `sequences/`."""
+        """Names of the sources that `dataset.json` records."""
         return sorted(self.info()["sequences"])
 
     def token_folders(self) -> list[tuple[str, str]]:
@@ -140,7 +158,16 @@ class Dataset:
     def shards(self, folder: str) -> list[Shard]:
         """The committed shards of `sequences/<source>` or `tokens/<tokenizer>/<source>`, in order."""
         matches = (_MANIFEST.match(name) for name in self.storage.list(folder))
-        return [Shard(folder, int(match[1])) for match in matches if match]
+        return sorted((Shard(folder, int(match[1])) for match in matches if match), key=lambda shard: shard.number)
+
+    def sweep(self, folder: str) -> None:
+        """Deletes what a killed run left in `folder`: temporary files, and files of shards without a manifest."""
+        self.storage.sweep(folder)
+        committed = {shard.name for shard in self.shards(folder)}
+        for name in self.storage.list(folder):
+            match = SHARD_FILE.match(name)
+            if match is not None and match[1] not in committed:
+                self.storage.delete(f"{folder}/{name}")
 
     def all_shards(self, section: str) -> Iterator[Shard]:
         for name in sorted(self.info()[section]):

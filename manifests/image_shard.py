@@ -17,14 +17,10 @@ from numpy.typing import NDArray
 
 from uvd import __version__
 from uvd.manifests import codec, schema
-from uvd.manifests.dataset import Dataset, Shard
+from uvd.manifests.dataset import ConservationError, Dataset, Shard
 from uvd.manifests.phash import phash
 from uvd.manifests.tar import Member, TarError, TarWriter, iter_members
 from uvd.sequences import Reject, VisualSequence
-
-
-class ConservationError(AssertionError):
-    """An input was neither used nor rejected, or one was named that was not planned: a bug in a source."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -59,5 +60,7 @@ def contact_sheet(
     return np.asarray(sheet)
 
 
-def save_png(pixels: NDArray[np.uint8], path: str) -> None:
-    Image.fromarray(pixels).save(path, format="PNG", optimize=True)
+def save_png(pixels: NDArray[np.uint8], path: str | Path) -> None:
+    """Writes `(H, W, 3)` uint8 RGB as PNG; makes the folder if it is not there."""
+    Path(path).expanduser().parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(Path(path).expanduser(), format="PNG", optimize=True)

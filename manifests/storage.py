@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
+from urllib.parse import unquote, urlsplit
 
 from pyarrow import fs
 
@@ -76,7 +77,7 @@ class Storage:
         self.uri = uri
         self.local_root: Path | None = None
         if "://" not in uri or uri.startswith("file://"):
-            self.local_root = Path(uri.removeprefix("file://")).expanduser().absolute()
+            self.local_root = _local_path(uri)
             self.filesystem: fs.FileSystem = fs.LocalFileSystem()
             self._root = str(self.local_root)
             return
@@ -124,6 +125,9 @@ class Storage:
         selector = fs.FileSelector(self.full(folder), allow_not_found=True)
         return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
 
+    def delete(self, path: str) -> None:
+        self.filesystem.delete_file(self.full(path))
+
     def delete_folder(self, folder: str) -> None:
         if self.filesystem.get_file_info(self.full(folder)).type == fs.FileType.Directory:
             self.filesystem.delete_dir(self.full(folder))
@@ -132,7 +136,7 @@ class Storage:
         """Deletes temporary files that a killed run left in `folder`; returns how many."""
         stale = [name for name in self.list(folder) if _TEMPORARY.match(name)]
         for name in stale:
-            self.filesystem.delete_file(self.full(f"{folder}/{name}"))
+            self.delete(f"{folder}/{name}" if folder else name)
         return len(stale)
 
     @contextmanager
@@ -148,9 +152,19 @@ class Storage:
         folder = os.open(self.local_root, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
+            self.sweep("")
             yield
         finally:
             os.close(folder)
+
+
+def _local_path(uri: str) -> Path:
+    if not uri.startswith("file://"):
+        return Path(uri).expanduser().absolute()
+    parts = urlsplit(uri)
+    if parts.netloc not in ("", "localhost"):
+        raise StorageError(f"{uri} names the host {parts.netloc!r}; a file URI has three slashes: file:///path")
+    return Path(unquote(parts.path)).absolute()
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from uvd import __version__
 from uvd.manifests import schema
-from uvd.manifests.dataset import Dataset, Shard
+from uvd.manifests.dataset import ConservationError, Dataset, Shard
 from uvd.manifests.tar import TarWriter
 from uvd.manifests.tokens import CODEBOOK_SIZE, frame
 from uvd.sequences import Reason, Reject
@@ -99,13 +99,22 @@ class TokenShardWriter:
             row["length"] = row["num_tokens"] * TOKEN_BYTES
         self._record, self._record_start, self._records = [], len(self._rows), self._records + 1
 
-    def commit(self, fingerprint: str, provenance: dict[str, Any]) -> TokenCounts:
+    def commit(self, num_inputs: int, fingerprint: str, provenance: dict[str, Any]) -> TokenCounts:
         """Makes tar, rejects and manifest appear, in that order.
 
         Args:
+            num_inputs: sequences of the image shard; each must have been added or rejected.
             fingerprint: of tokenizer, precision and image shard.
             provenance: further metadata: tokenizer, its fingerprint, sha256 of the image shard, device, batch shape.
+
+        Raises:
+            ConservationError: unless every sequence is accounted for; nothing is written then.
         """
+        if num_inputs != len(self._rows) + len(self._rejects):
+            raise ConservationError(
+                f"token shard {self._shard.folder}/{self._shard.name}: {len(self._rows)} tokenized and "
+                f"{len(self._rejects)} rejected are not the {num_inputs} sequences of the image shard"
+            )
         self._close_record()
         sha = self._tar.finish()
         counts = TokenCounts(
@@ -120,7 +129,7 @@ class TokenShardWriter:
             "kind": "tokens",
             "folder": self._source,
             "shard": self._shard.number,
-            "inputs": counts.sequences + len(self._rejects),
+            "inputs": num_inputs,
             "rejected": len(self._rejects),
             "sequences": counts.sequences,
             "images": counts.images,

@@ -7,7 +7,7 @@ sha256 of every tar, every picture decoded, every token sequence framed. Deep re
 from __future__ import annotations
 
 import hashlib
-import re
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,14 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from uvd.manifests.codec import CodecError
-from uvd.manifests.dataset import Dataset, Shard
+from uvd.manifests.dataset import SHARD_FILE, Dataset, Shard
 from uvd.manifests.image_shard import read_image_shard
-from uvd.manifests.schema import REJECTS, SEQUENCES, TOKENS, ManifestError
-from uvd.manifests.tar import TarError
+from uvd.manifests.schema import REJECTS, SEQUENCES, TOKENS
 from uvd.manifests.token_shard import decode_histogram, iter_token_shard
 from uvd.manifests.tokens import CODEBOOK_SIZE, TokenFramingError, unframe
 
-_SHARD_FILE = re.compile(r"^(\d{6,})\.(tar|parquet|rejects\.parquet)$")
 _BLOCK = 4 << 20
 
 
@@ -44,7 +42,7 @@ def verify(dataset: Dataset, *, deep: bool = False, advance: Callable[[], None] 
         deep: read and decode everything, not only manifests.
         advance: called after each shard, for progress.
     """
-    result = Verification()
+    result = Verification(problems=_undeclared(dataset))
     info = dataset.info()
     for section, expected_schema in (("sequences", SEQUENCES), ("tokens", TOKENS)):
         for name, entry in sorted(info[section].items()):
@@ -64,13 +62,27 @@ def verify(dataset: Dataset, *, deep: bool = False, advance: Callable[[], None] 
     return result
 
 
+def _undeclared(dataset: Dataset) -> list[str]:
+    """Files and folders that `dataset.json` does not know."""
+    info = dataset.info()
+    known = {"": {"dataset.json", "sequences", "tokens", "runs"}, "sequences": set(info["sequences"])}
+    known["tokens"] = {name.partition("/")[0] for name in info["tokens"]}
+    for tokenizer, source in dataset.token_folders():
+        known.setdefault(f"tokens/{tokenizer}", set()).add(source)
+    return [
+        f"{folder}/{name}".removeprefix("/") + ": dataset.json does not know it"
+        for folder, names in known.items()
+        for name in sorted(set(dataset.storage.list(folder)) - names)
+    ]
+
+
 def _strangers(dataset: Dataset, folder: str) -> list[str]:
     """Files that belong to no committed shard."""
     names = dataset.storage.list(folder)
     committed = {shard.name for shard in dataset.shards(folder)}
     problems = []
     for name in names:
-        match = _SHARD_FILE.match(name)
+        match = SHARD_FILE.match(name)
         if match is None:
             problems.append(f"{folder}/{name}: not a file of a dataset (left by a killed run?)")
         elif match[1] not in committed:
@@ -88,7 +100,7 @@ def _check_shard(
         if deep and not problems:
             problems += _deep(dataset, shard, metadata)
         return table.num_rows, [f"{place}: {problem}" for problem in problems]
-    except (OSError, pa.ArrowInvalid, ManifestError, TarError, KeyError) as error:
+    except (OSError, pa.ArrowException, zlib.error, ValueError, KeyError, TypeError) as error:
         return 0, [f"{place}: {type(error).__name__}: {error}"]
 
 
@@ -121,6 +133,9 @@ def _shallow(
     if refused != metadata["rejected"]:
         yield f"{refused} inputs are in the rejects, the manifest says {metadata['rejected']}"
     yield from _accounting(dataset, shard, table, metadata)
+    ends = np.cumsum(np.column_stack([table["offset"].to_numpy(), table["length"].to_numpy()]), axis=1)
+    if table.num_rows and ((ends[1:, 0] < ends[:-1, 1]).any() or ends[0, 0] < 0 or ends[-1, 1] > metadata["tar_bytes"]):
+        yield "byte ranges of the sequences overlap, are out of order, or leave the tar"
 
 
 def _accounting(dataset: Dataset, shard: Shard, table: pa.Table, metadata: dict[str, Any]) -> Iterator[str]:
@@ -136,6 +151,10 @@ def _accounting(dataset: Dataset, shard: Shard, table: pa.Table, metadata: dict[
         yield "its image shard is not the one that was tokenized"
     if metadata["inputs"] != table.num_rows + metadata["rejected"]:
         yield f"{metadata['inputs']} sequences are not {table.num_rows} tokenized and {metadata['rejected']} rejected"
+    if dataset.storage.exists(image_shard.manifest):
+        there = dataset.metadata(image_shard)["sequences"]
+        if there != metadata["inputs"]:
+            yield f"{metadata['inputs']} sequences went in, its image shard has {there}"
 
 
 def _deep(dataset: Dataset, shard: Shard, metadata: dict[str, Any]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -80,7 +81,7 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.2f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else escape(str(value))
 
 
 def show(
@@ -140,9 +141,9 @@ def doctor() -> None:
     failed = False
     for check in checks():
         failed |= not check.ok
-        table.add_row("[green]ok[/]" if check.ok else "[red]FAIL[/]", check.name, check.finding)
+        table.add_row("[green]ok[/]" if check.ok else "[red]FAIL[/]", check.name, escape(check.finding))
         if not check.ok:
-            table.add_row("", "", f"→ {check.fix}")
+            table.add_row("", "", f"→ {escape(check.fix)}")
     Console().print(table)
     if failed:
         raise typer.Exit(1)

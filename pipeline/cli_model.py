@@ -42,7 +42,7 @@ def train_tokenizer(
     console = Console(stderr=True)
     if (dataset is None) == (pool is None):
         raise ConfigError("give either --dataset or --pool")
-    pictures = array_pool(pool) if pool else shard_pool(Dataset.existing(str(dataset)), out / "pictures.raw")
+    pictures = array_pool(pool) if pool else shard_pool(Dataset.existing(str(dataset)), out)
     console.print(f"training on {len(pictures)} pictures", markup=False)
     run(parsed, pictures, out, resume=resume, say=lambda line: console.print(line, markup=False, highlight=False))
     console.print(f"the tokenizer is in {out}; try `uvd tokenizer reconstruct --tokenizer {out}`", markup=False)

@@ -33,6 +33,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         content = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError as error:
         raise ConfigError(f"no config file {path}") from error
+    except OSError as error:
+        raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
@@ -77,10 +79,20 @@ def validate(model: type[C], content: Mapping[str, Any], origin: str) -> C:
         raise ConfigError(f"{origin}:\n  " + "\n  ".join(lines)) from error
 
 
+def _keys_beside(model: type[BaseModel], place: tuple[str | int, ...]) -> list[str]:
+    """The valid keys of the mapping in which the key at `place` stands."""
+    for part in place[:-1]:
+        inner = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
 def _explain(model: type[BaseModel], problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), list(model.model_fields), n=1)
+        near = difflib.get_close_matches(str(problem["loc"][-1]), _keys_beside(model, problem["loc"]), n=1)
         return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
     if problem["type"] == "missing":
         return f"key {key!r} is missing"

@@ -104,4 +104,4 @@ def ingest(
     jobs = list(plan(dataset, config, entry["fingerprint"]))
     dataset.declare("sequences", config.folder, entry, overwrite=overwrite)
     stage = Stage("ingest", folder, "sequences", lambda: TaskExecutor(make_shard), address, num_cpus)
-    return run_stage(dataset, stage, find_missing(dataset, folder, jobs), console)
+    return run_stage(dataset, stage, find_missing(dataset, folder, jobs, overwrite=overwrite), console)

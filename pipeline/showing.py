@@ -51,9 +51,11 @@ def _with_decoded(
     """Rows of pictures and rows of their decoded tokens by turns; the last row is filled up with blanks."""
     from uvd.tokenize.tokenizer import load_tokenizer
 
-    shard, row = find_tokens(dataset, key, tokenizer)
-    codes = unframe(read_tokens(dataset, shard, row))
-    decoded = list(load_tokenizer(tokenizer).decode(codes))
+    loaded = load_tokenizer(tokenizer)
+    shard, row = find_tokens(dataset, key, loaded.name)
+    if dataset.metadata(shard)["tokenizer_fingerprint"] != loaded.fingerprint:
+        raise DatasetError(f"the tokens of {key!r} were made by another tokenizer named {loaded.name!r}")
+    decoded = list(loaded.decode(unframe(read_tokens(dataset, shard, row))))
     blank = np.full_like(pictures[0], 250)
     all_pictures: list[NDArray[np.uint8]] = []
     all_labels: list[str] = []

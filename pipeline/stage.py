@@ -7,14 +7,14 @@ and making it again gives the same bytes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from rich.console import Console
 
-from uvd.manifests.dataset import ConfigChangedError, Dataset
+from uvd.manifests.dataset import ConfigChangedError, Dataset, Shard
 from uvd.pipeline.progress import RunProgress
 from uvd.pipeline.ray_runtime import LOCAL, ray_runtime
 from uvd.pipeline.runlog import RunLog
@@ -32,6 +32,7 @@ class FingerprintedJob(Protocol):
 
 
 J = TypeVar("J", bound=FingerprintedJob)
+_COUNTED = ("inputs", "used", "rejected", "partial", "sequences", "images", "tokens")
 
 
 @dataclass
@@ -58,15 +59,35 @@ class Missing(Generic[J]):
     committed: dict[int, dict[str, Any]]
 
 
-def find_missing(dataset: Dataset, folder: str, jobs: Iterable[J]) -> Missing[J]:
+def find_missing(dataset: Dataset, folder: str, jobs: Sequence[J], *, overwrite: bool = False) -> Missing[J]:
     """The jobs whose shard is not committed yet.
+
+    Args:
+        overwrite: where a committed shard would be refused, drop them all and make them anew.
 
     Raises:
         ConfigChangedError: if a committed shard was made from something else, or is not in the plan.
     """
+    try:
+        return _compare(dataset, folder, jobs)
+    except ConfigChangedError:
+        if not overwrite:
+            raise
+    section, _, name = folder.partition("/")
+    dataset.drop(section, name)
+    return _compare(dataset, folder, jobs)
+
+
+def _essence(dataset: Dataset, shard: Shard) -> dict[str, Any]:
+    """What is needed of a manifest's metadata; token manifests hold a histogram besides."""
+    metadata = dataset.metadata(shard)
+    return {name: metadata[name] for name in ("fingerprint", *_COUNTED) if name in metadata}
+
+
+def _compare(dataset: Dataset, folder: str, jobs: Sequence[J]) -> Missing[J]:
     shards = {shard.number: shard for shard in dataset.shards(folder)}
     with ThreadPoolExecutor(8) as pool:
-        committed = dict(zip(shards, pool.map(dataset.metadata, shards.values()), strict=True))
+        committed = dict(zip(shards, pool.map(lambda shard: _essence(dataset, shard), shards.values()), strict=True))
     missing: list[J] = []
     planned: set[int] = set()
     for job in jobs:
@@ -105,17 +126,17 @@ class Stage(Generic[J]):
 
 def run_stage(dataset: Dataset, stage: Stage[J], missing: Missing[J], console: Console) -> StageResult:
     """Runs the missing jobs, starting Ray only if there are any; totals cover existing and new shards."""
-    dataset.storage.sweep(stage.folder)
+    dataset.sweep(stage.folder)
     totals: Counter[str] = Counter()
     for metadata in missing.committed.values():
         totals.update({key: value for key, value in metadata.items() if key in _COUNTED})
     result = StageResult(missing.planned, len(missing.committed), RunResult(), totals)
     if not missing.jobs:
         return result
-    log = RunLog(dataset.storage, stage.name, stage.folder.partition("/")[2])
     result.run = RunResult(interrupted=True)
     # Ray installs signal handlers of its own when it starts, so ours come after it.
     with ray_runtime(stage.address, stage.num_cpus, stage.environment), stop_on_signals() as stop:
+        log = RunLog(dataset.storage, stage.name, stage.folder.partition("/")[2])
         progress = RunProgress(f"{stage.name} {stage.folder}", len(missing.jobs), log, console, stage.unit)
         try:
             executor = stage.make_executor()
@@ -123,10 +144,7 @@ def run_stage(dataset: Dataset, stage: Stage[J], missing: Missing[J], console: C
         finally:
             progress.close()
             log.close(**progress.summary(), failed=sorted(result.run.failed), interrupted=result.run.interrupted)
-    dataset.storage.sweep(stage.folder)
+    dataset.sweep(stage.folder)
     totals.update(progress.counts)
     result.reasons = progress.reasons
     return result
-
-
-_COUNTED = ("inputs", "used", "rejected", "partial", "sequences", "images", "tokens")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -21,16 +20,20 @@ from uvd.pipeline.progress import ShardReport
 from uvd.pipeline.ray_runtime import LOCAL, ray_runtime
 from uvd.pipeline.runner import ActorExecutor
 from uvd.pipeline.stage import Missing, Stage, StageResult, find_missing, run_stage
+from uvd.sequences.errors import UserError
 from uvd.tokenize.engine import tokenize_shard
-from uvd.tokenize.tokenizer import load_tokenizer
+from uvd.tokenize.tokenizer import find_folder, load_tokenizer
 
 Device = Literal["auto", "cpu", "cuda"]
-BATCH_SIZE = {"cpu": 8, "cuda": 64}
 ALLOCATOR = {
     # glibc gives large blocks back to the system after every operation, which costs half the speed on a CPU.
     "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
 }
+
+
+class DeviceError(UserError):
+    """There is no such device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +54,12 @@ class TokenizeJob:
 class TokenizeActor:
     """Holds one encoder on one device and tokenizes shard after shard."""
 
-    def __init__(self, tokenizer: str, device: str, batch_size: int) -> None:
+    def __init__(self, tokenizer: str, device: str, batch_size: int | None) -> None:
         import torch
 
         self._tokenizer = load_tokenizer(tokenizer, device=device, batch_size=batch_size, encoder_only=True)
         name = torch.cuda.get_device_name(0) if device == "cuda" else "cpu"
-        self._settings = {"device": name, "batch_size": batch_size, "torch": torch.__version__}
+        self._settings = {"device": name, "batch_size": self._tokenizer.batch_size, "torch": torch.__version__}
 
     def run(self, job: TokenizeJob) -> ShardReport:
         start = time.perf_counter()
@@ -111,22 +114,24 @@ def tokenize(
     unknown = sorted(set(sources) - set(dataset.sources()))
     if unknown:
         raise DatasetError(f"no source {unknown[0]!r} in {dataset.uri}; there are {', '.join(dataset.sources())}")
-    loaded = load_tokenizer(tokenizer, device="cpu", encoder_only=True)
+    folder_of_weights = str(find_folder(tokenizer))
+    loaded = load_tokenizer(folder_of_weights, device="cpu", encoder_only=True)
     entry = {"tokenizer": loaded.name, "tokenizer_fingerprint": loaded.fingerprint, "uvd_version": __version__}
     entry["fingerprint"] = fingerprint(entry)
     plans: list[tuple[str, str, Missing[TokenizeJob]]] = []
     for source in sources or dataset.sources():
         folder = f"tokens/{loaded.name}/{source}"
         dataset.declare("tokens", f"{loaded.name}/{source}", entry, overwrite=overwrite)
-        plans.append((source, folder, find_missing(dataset, folder, plan(dataset, source, entry["fingerprint"]))))
+        missing = find_missing(dataset, folder, list(plan(dataset, source, entry["fingerprint"])), overwrite=overwrite)
+        plans.append((source, folder, missing))
     jobs = sum(len(missing.jobs) for _, _, missing in plans)
     kind = _resolve(device, address)
     actor = ray.remote(num_cpus=1, num_gpus=1 if kind == "cuda" else 0, max_restarts=0)(TokenizeActor)
 
     @functools.cache
     def executor() -> ActorExecutor[TokenizeJob]:
-        size = _workers(kind, num_gpus, num_cpus, jobs)
-        return ActorExecutor(lambda: actor.remote(tokenizer, kind, batch_size or BATCH_SIZE[kind]), size)
+        size = _workers(kind, num_gpus, jobs)
+        return ActorExecutor(lambda: actor.remote(folder_of_weights, kind, batch_size), size)
 
     with ray_runtime(address, num_cpus, ALLOCATOR) if jobs else nullcontext():
         for source, folder, missing in plans:
@@ -145,11 +150,16 @@ def _resolve(device: Device, address: str) -> str:
     return "cuda" if address == LOCAL and torch.cuda.is_available() else "cpu"
 
 
-def _workers(kind: str, num_gpus: int | None, num_cpus: int | None, jobs: int) -> int:
-    if kind == "cuda":
-        import torch
+def _workers(kind: str, num_gpus: int | None, jobs: int) -> int:
+    """How many actors: one a GPU or CPU that Ray has, no more than there are jobs.
 
-        available = num_gpus or max(1, torch.cuda.device_count())
-    else:
-        available = num_cpus or len(os.sched_getaffinity(0))
-    return max(1, min(available, jobs))
+    Raises:
+        DeviceError: if Ray has fewer GPUs than asked for; waiting for them would never end.
+    """
+    resources = ray.cluster_resources()
+    if kind == "cpu":
+        return max(1, min(int(resources.get("CPU", 1)), jobs))
+    there = int(resources.get("GPU", 0))
+    if there < (num_gpus or 1):
+        raise DeviceError(f"{num_gpus or 1} GPU asked for, Ray has {there}; use --device cpu, or a machine with a GPU")
+    return max(1, min(num_gpus or there, jobs))

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from uvd.sequences import Example, Reject, Resize, Seeds, Transform, fit
 from uvd.sequences.errors import UserError
@@ -77,14 +77,27 @@ class SourceConfig(BaseModel):
     @field_validator("*")
     @classmethod
     def _home(cls, value: Any) -> Any:
-        """`~` in paths means the home folder, whichever shell or file the path came from."""
+        """Paths become absolute, with `~` for the home folder: workers have another working directory."""
         if isinstance(value, tuple):
-            return tuple(part.expanduser() if isinstance(part, Path) else part for part in value)
-        return value.expanduser() if isinstance(value, Path) else value
+            return tuple(part.expanduser().absolute() if isinstance(part, Path) else part for part in value)
+        return value.expanduser().absolute() if isinstance(value, Path) else value
+
+    @field_validator("holdout")
+    @classmethod
+    def _shares(cls, holdout: dict[Literal["val", "test"], float]) -> dict[Literal["val", "test"], float]:
+        if any(share < 0 for share in holdout.values()) or sum(holdout.values()) >= 1:
+            raise ValueError("holdout needs shares of 0 or more that leave something to train on")
+        return holdout
+
+    @model_validator(mode="after")
+    def _default_name(self) -> Self:
+        if not self.name:
+            object.__setattr__(self, "name", self.source)
+        return self
 
     @property
     def folder(self) -> str:
-        return self.name or self.source
+        return self.name
 
 
 @dataclass(frozen=True, slots=True)

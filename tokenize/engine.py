@@ -63,10 +63,11 @@ def tokenize_shard(
     """
     source = shard.folder.partition("/")[2]
     with TokenShardWriter(dataset, tokenizer_name, source, shard.number) as writer:
+        num_inputs = dataset.metadata(shard)["sequences"]
         good = _rejecting(_decode_ahead(read_image_shard(dataset, shard)), writer)
         for row, codes in encode_sequences(good, encoder):
             writer.add(row, codes)
-        return writer.commit(fingerprint, provenance)
+        return writer.commit(num_inputs, fingerprint, provenance)
 
 
 def _rejecting(decoded: Iterable[Decoded], writer: TokenShardWriter) -> Iterator[Decoded]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
@@ -10,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uvd.manifests.dataset import Dataset, DatasetError
+from uvd.manifests.fingerprint import fingerprint
 from uvd.manifests.image_shard import read_image_shard
 from uvd.sequences import IMAGE_SIZE
 
+DIGEST_PICTURES = 16
 PICTURE_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
 
 
@@ -29,12 +32,15 @@ def shard_pool(dataset: Dataset, cache: Path, split: str = "train", max_pictures
 
     Args:
         dataset: its image shards are read in order.
-        cache: raw file; used as it is if it exists.
+        cache: folder for the raw file; a file of the same shards is used again.
         max_pictures: stop after so many.
 
     Raises:
         DatasetError: if the split is empty.
     """
+    shards = [dataset.metadata(shard)["tar_sha256"] for shard in dataset.all_shards("sequences")]
+    file_name = f"pictures-{fingerprint([shards, split, max_pictures])[:16]}.raw"
+    cache = cache / file_name
     if not cache.exists():
         temporary = cache.with_name(f".{cache.name}.part")
         temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +57,14 @@ def shard_pool(dataset: Dataset, cache: Path, split: str = "train", max_pictures
         cache.unlink()
         raise DatasetError(f"{dataset.uri} has no pictures in split {split!r}")
     return np.memmap(cache, np.uint8, "r", shape=(count, IMAGE_SIZE, IMAGE_SIZE, 3))
+
+
+def pool_digest(pool: PicturePool) -> str:
+    """What a pool is, by its size and some of its pictures."""
+    digest = sha256(str(len(pool)).encode())
+    for index in np.linspace(0, len(pool) - 1, DIGEST_PICTURES).astype(int):
+        digest.update(np.ascontiguousarray(pool[int(index)]).tobytes())
+    return digest.hexdigest()
 
 
 def array_pool(file: Path) -> PicturePool:

@@ -136,11 +136,12 @@ class Tokenizer:
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        """Fixed thread count on CPU, full fp32 on GPU, no gradients."""
+        """Fixed thread count on CPU; on GPU full fp32 (no TF32) and deterministic kernels; no gradients."""
         threads = torch.get_num_threads()
         torch.set_num_threads(self.num_threads)
+        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
         try:
-            with torch.inference_mode():
+            with exact, torch.inference_mode():
                 yield
         finally:
             torch.set_num_threads(threads)

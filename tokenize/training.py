@@ -12,19 +12,20 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.torch import save_file
 
 from uvd.manifests.sheet import contact_sheet, save_png
-from uvd.sequences import Seeds
+from uvd.manifests.tokens import CODEBOOK_SIZE
+from uvd.sequences import IMAGE_SIZE, Seeds
 from uvd.tokenize.linear_start import linear_start
-from uvd.tokenize.picture_pool import PicturePool
+from uvd.tokenize.picture_pool import PicturePool, pool_digest
 from uvd.tokenize.quantizer import TrainedCodebook
 from uvd.tokenize.tokenizer import TokenizerError
 from uvd.tokenize.vqgan import VQGAN, ResidualBlock, VQGANConfig
@@ -82,6 +83,18 @@ class TokenizerTrainConfig(BaseModel):
     log_every: int = Field(50, ge=1)
     save_every: int = Field(500, ge=1)
     """Steps between exports, each with a sheet of reconstructions and a state to resume from."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.kmeans_step >= self.steps:
+            raise ValueError(f"kmeans_step {self.kmeans_step} must come before the last of {self.steps} steps")
+        stride = self.model.downsampling
+        for crop in (self.first_crop, self.crop):
+            if crop % stride or crop > IMAGE_SIZE:
+                raise ValueError(f"crop {crop} is not a multiple of {stride} up to {IMAGE_SIZE}")
+        if self.num_embeddings > CODEBOOK_SIZE:
+            raise ValueError(f"{self.num_embeddings} codes are more than the vocabulary's {CODEBOOK_SIZE}")
+        return self
 
     @property
     def model(self) -> VQGANConfig:
@@ -234,11 +247,15 @@ class TokenizerTraining:
             "average": self.average.state_dict(),
             "codebook": self.codebook.state(),
             "optimizer": self.optimizer.state_dict(),
-            "config": self.config.model_dump_json(exclude={"device", "num_threads"}),
+            "config": self._identity(),
         }
         temporary = self.out / f".{STATE}.part"
         torch.save(state, temporary)
         temporary.rename(self.out / STATE)
+
+    def _identity(self) -> str:
+        """Settings and pictures: what a resumed run must share with the one that it continues."""
+        return f"{self.config.model_dump_json(exclude={'device', 'num_threads'})} {pool_digest(self.pool)}"
 
     def resume(self) -> None:
         """Goes on from the state in `out`: the same numbers as if the run had not stopped.
@@ -247,8 +264,8 @@ class TokenizerTraining:
             TokenizerError: if that state belongs to other settings.
         """
         state: dict[str, Any] = torch.load(self.out / STATE, map_location=self.config.device, weights_only=True)
-        if state["config"] != self.config.model_dump_json(exclude={"device", "num_threads"}):
-            raise TokenizerError(f"{self.out / STATE} was made with other settings")
+        if state["config"] != self._identity():
+            raise TokenizerError(f"{self.out / STATE} was made with other settings or pictures")
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
@@ -344,6 +361,8 @@ def train_tokenizer(
         resume: go on from the state in `out`, if there is one.
         say: called with one line of progress now and then.
     """
+    if (out / STATE).exists() and not resume:
+        raise TokenizerError(f"{out} holds a training run already: go on with --resume, or choose another folder")
     training = TokenizerTraining(config, pool, out, heldout)
     if resume and (out / STATE).exists():
         training.resume()

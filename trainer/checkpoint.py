@@ -183,7 +183,9 @@ def _model_files(folder: Path, model: LlamaForCausalLM, provenance: Provenance) 
 
 def _write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    # One run writes here at a time, so these are what killed ones left.
+    for stale in folder.parent.glob(".*.tmp"):
+        shutil.rmtree(stale, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         write(temporary)

@@ -56,7 +56,7 @@ class TrainConfig(BaseModel):
 
     val_every: int = Field(500, ge=0)
     """Steps between two measurements of the loss on the `val` split; 0 for none."""
-    val_tokens: int = Field(262_144, ge=1)
+    val_tokens: int = Field(262_144, ge=2)
     """At most so many tokens of the `val` split are used: always the same ones, a seeded sample of its sequences."""
     checkpoint_every: int = Field(500, ge=0)
     """Steps between two checkpoints; 0 for only one at the end."""

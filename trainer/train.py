@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaForCausalLM
 
+from uvd.manifests.dataset import Dataset
 from uvd.manifests.fingerprint import differences
 from uvd.sequences import Seeds
 from uvd.sequences.errors import UserError
@@ -78,13 +79,13 @@ def train(
         CheckpointError: if the checkpoint does not fit config or dataset (FingerprintMismatchError: or tokenizer).
         NonFiniteLossError: if training diverged.
     """
-    run = Path(out).absolute()
+    run = Path(out).expanduser().absolute()
     if not resume and ((run / LOG).exists() or (run / "checkpoints").exists()):
         raise RunExistsError(f"{run} holds a training run already: go on with --resume, or choose another folder")
     run.mkdir(parents=True, exist_ok=True)
     settings = {
         "config": config.model_dump(mode="json"),
-        "dataset": str(Path(dataset).absolute()) if "://" not in str(dataset) else str(dataset),
+        "dataset": Dataset(str(dataset)).uri,
         "out": str(run),
     }
     if use_ray:

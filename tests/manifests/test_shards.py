@@ -22,8 +22,8 @@ from uvd.manifests import (
     read_tokens,
 )
 from uvd.manifests.codec import CodecError, decode, encode_jpeg, encode_png
+from uvd.manifests.dataset import ConservationError
 from uvd.manifests.find import find_sequence
-from uvd.manifests.image_shard import ConservationError
 from uvd.manifests.phash import distance, phash
 from uvd.manifests.token_shard import decode_histogram
 from uvd.manifests.tokens import BOS, EOS, TokenFramingError, frame, unframe
@@ -110,7 +110,7 @@ def tokens_of(root, lengths: list[int]) -> tuple[Dataset, list[np.ndarray]]:
         for number, part in enumerate(codes):
             key = f"s-000000-{number:06d}"
             writer.add({**row, "key": key, "num_images": len(part), "roles": ["frame"] * len(part)}, part)
-        writer.commit("f0", {"tokenizer": "t"})
+        writer.commit(len(codes), "f0", {"tokenizer": "t"})
     return dataset, codes
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from uvd.manifests import ConfigChangedError, Dataset, DatasetError, ImageShardWriter, TokenShardWriter
+from uvd.manifests.dataset import ConservationError
 from uvd.manifests.stats import codebook_use, query, statistics
 from uvd.manifests.verify import verify
 from uvd.sequences import Picture, Reason, Reject, VisualSequence
@@ -36,7 +37,7 @@ def dataset(tmp_path):
             for row in dataset.manifest(shard).to_pylist():
                 tokens.add(row, rng.integers(0, 8192, (1, 256)).astype(np.uint16))
             provenance = {"image_tar_sha256": dataset.metadata(shard)["tar_sha256"], "config_fingerprint": "f"}
-            tokens.commit("f0", provenance)
+            tokens.commit(3, "f0", provenance)
     return dataset
 
 
@@ -176,5 +177,30 @@ def test_no_dataset_is_a_clear_error(tmp_path):
 
 def test_another_format_version_is_refused(dataset):
     (dataset.storage.local_root / "dataset.json").write_text('{"format": 99}')
-    with pytest.raises(DatasetError, match="99"):
+    with pytest.raises(DatasetError, match="format version 1"):
+        Dataset.existing(dataset.uri)
+
+
+def test_what_dataset_json_does_not_know_is_named(dataset):
+    (dataset.storage.local_root / "sequences/ghost").mkdir()
+    (dataset.storage.local_root / ".dataset.json.0123456789ab.tmp").write_text("{")
+    found = problems(dataset, deep=False)
+    assert "sequences/ghost" in found
+    assert ".dataset.json" in found
+
+
+def test_a_token_shard_that_lacks_a_sequence_is_not_committed(dataset):
+    (first, _) = dataset.shards("sequences/laion")
+    rows = dataset.manifest(first).to_pylist()
+    with TokenShardWriter(dataset, "t", "laion", 7) as tokens:
+        tokens.add(rows[0], np.zeros((1, 256), np.uint16))
+        with pytest.raises(ConservationError, match="1 tokenized and 0 rejected are not the 3"):
+            tokens.commit(3, "f0", {})
+    assert [shard.number for shard in dataset.shards("tokens/t/laion")] == [0, 1]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\udcff"])
+def test_a_damaged_dataset_json_is_a_clear_error(dataset, text):
+    (dataset.storage.local_root / "dataset.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(DatasetError, match=r"dataset\.json"):
         Dataset.existing(dataset.uri)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from uvd.tokenize.quantizer import TrainedCodebook
-from uvd.tokenize.tokenizer import load_tokenizer
+from uvd.tokenize.tokenizer import TokenizerError, load_tokenizer
 from uvd.tokenize.training import LOG, STATE, TokenizerTrainConfig, TokenizerTraining, train_tokenizer
 from uvd.tokenize.vqgan import nearest_codes
 
@@ -101,7 +101,7 @@ def test_held_out_pictures_are_measured_through_the_codebook(pool, tmp_path):
 
 
 def test_other_settings_do_not_continue_a_run(run, pool):
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(TokenizerError, match="other settings"):
         train_tokenizer(TINY.model_copy(update={"seed": 1}), pool, run, resume=True, say=lambda line: None)
 
 

@@ -61,7 +61,9 @@ def make_dataset(tmp_path: Path) -> MakeDataset:
                             "roles": ["frame"] * images,
                         }
                         writer.add(row, codes(100 * number + 10 * shard + index, images, ids))
-                    writer.commit(fingerprint, {"tokenizer": tokenizer, "tokenizer_fingerprint": fingerprint})
+                    writer.commit(
+                        index + 1, fingerprint, {"tokenizer": tokenizer, "tokenizer_fingerprint": fingerprint}
+                    )
         return uri
 
     return make
