@@ -152,7 +152,7 @@ def test_killing_the_driver_at_random_moments(commands, calm, tmp_path, seed):
 
 def test_killing_workers_costs_nothing(commands, calm, tmp_path):
     out, rng, killed = tmp_path / "d", random.Random(3), 0
-    process = commands.ingest(out)
+    process = commands.ingest(out, "--num-cpus", "1")
     while process.poll() is None and killed < 3:
         time.sleep(rng.uniform(0.05, 0.3))
         killed += kill_worker(process, "make_shard")
@@ -176,7 +176,7 @@ def test_killing_the_tokenizing_actor_costs_nothing(commands, calm, tmp_path):
 
 def test_a_signal_stops_cleanly_and_says_how_to_go_on(commands, calm, tmp_path):
     out = tmp_path / "d"
-    process = commands.ingest(out)
+    process = commands.ingest(out, "--num-cpus", "1")
     wait_for(process, lambda: committed(out, "sequences") >= 1)
     process.send_signal(signal.SIGTERM)
     output = finished(process, code=3)
