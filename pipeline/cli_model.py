@@ -158,7 +158,7 @@ def prompt(
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for inputs, dataset, model and pictures.")] = Path("demo"),
-    train_minutes: Annotated[float, typer.Option(min=0.1, help="Time budget of the training.")] = 3.0,
+    train_minutes: Annotated[float, typer.Option(min=0.1, help="Time budget of the training.")] = 4.0,
 ) -> None:
     """Run the whole system on small real data: every source, tokens, training, predictions, pictures to open.
 

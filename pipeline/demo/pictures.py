@@ -82,7 +82,12 @@ def _pictures(dataset: Dataset, key: str) -> NDArray[np.uint8]:
 
 def _reconstructions(dataset: Dataset, tokenizer: Tokenizer, out: Path) -> Drawn:
     keys = [
-        row["key"] for row in _rows(dataset, "select key from sequences where layout = 'single' order by key limit 8")
+        row["key"]
+        for row in _rows(
+            dataset,
+            "select key from sequences where layout = 'single' "
+            "and not regexp_matches(origins[1], '-[0-9]{4}.jpg$') order by md5(origins[1]) limit 8",
+        )
     ]
     sheet, psnr = reconstruction_sheet(tokenizer, np.concatenate([_pictures(dataset, key) for key in keys]))
     return _save(sheet, out / "tokenizer.png", f"{tokenizer.name}: originals, reconstructions ({psnr:.1f} dB), errors")
@@ -105,7 +110,7 @@ def _predictions(dataset: Dataset, model: Path, tokenizer: Tokenizer, out: Path)
         "order by key limit 1",
     )
     for row in videos:
-        title = f"{row['key']}: next frame of a held-out video (red: predicted, then the true one)"
+        title = f"{row['key']}: next frame of a held-out video (red: predicted after minutes of training, then the true one)"
         drawn.append(predict(_pictures(dataset, row["key"]), FRAMES_SHOWN, out / "predicted-frame.png", title))
     for role in ANNOTATIONS:
         pairs = _rows(
@@ -114,9 +119,7 @@ def _predictions(dataset: Dataset, model: Path, tokenizer: Tokenizer, out: Path)
             f"num_images >= {2 * PAIRS_SHOWN} and roles[2] = '{role}' order by key limit 1",
         )
         for row in pairs:
-            title = (
-                f"{row['key']}: {role} of a held-out image after {PAIRS_SHOWN - 1} pairs (red: predicted, then true)"
-            )
+            title = f"{row['key']}: {role} of a held-out image after {PAIRS_SHOWN - 1} pairs (red: predicted after minutes of training, then true)"
             pictures = _pictures(dataset, row["key"])
             drawn.append(predict(pictures, 2 * PAIRS_SHOWN - 1, out / f"predicted-{role}.png", title))
     return drawn
