@@ -15,7 +15,7 @@ from uvd.manifests.sheet import contact_sheet, save_png
 from uvd.manifests.stats import query
 from uvd.sequences import MAX_IMAGES
 
-SIDE = 112
+SIDE = 104
 ROWS = (
     ("frames of a video (stride 10)", "layout = 'frames' and origins[1] = 'demo.mp4'"),
     ("pairs: image, boxes", "layout = 'pairs' and roles[2] = 'boxes' and origins[1] like 'scene%'"),

@@ -22,6 +22,7 @@ from uvd.trainer.prompt import load_model, predict_images, prompt_sheet
 PAIRS_SHOWN = 4
 FRAMES_SHOWN = 7
 TEMPERATURE = 0.7
+NOTE = "(red: predicted by a model that learned for minutes; then the truth)"
 ANNOTATIONS = ("grey", "segmentation", "boxes", "pose")
 
 
@@ -110,7 +111,7 @@ def _predictions(dataset: Dataset, model: Path, tokenizer: Tokenizer, out: Path)
         "order by key limit 1",
     )
     for row in videos:
-        title = f"{row['key']}: next frame of a held-out video (red: predicted after minutes of training, then the true one)"
+        title = f"{row['key']}: next frame of a held-out video {NOTE}"
         drawn.append(predict(_pictures(dataset, row["key"]), FRAMES_SHOWN, out / "predicted-frame.png", title))
     for role in ANNOTATIONS:
         pairs = _rows(
@@ -119,7 +120,7 @@ def _predictions(dataset: Dataset, model: Path, tokenizer: Tokenizer, out: Path)
             f"num_images >= {2 * PAIRS_SHOWN} and roles[2] = '{role}' order by key limit 1",
         )
         for row in pairs:
-            title = f"{row['key']}: {role} of a held-out image after {PAIRS_SHOWN - 1} pairs (red: predicted after minutes of training, then true)"
+            title = f"{row['key']}: {role} of a held-out image after {PAIRS_SHOWN - 1} pairs {NOTE}"
             pictures = _pictures(dataset, row["key"])
             drawn.append(predict(pictures, 2 * PAIRS_SHOWN - 1, out / f"predicted-{role}.png", title))
     return drawn
