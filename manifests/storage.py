@@ -50,7 +50,7 @@ class PendingFile:
             os.fsync(self.stream.fileno())
             final = self._temporary.parent / Path(self._path).name
             os.rename(self._temporary, final)
-            _fsync_folder(final.parent)
+            fsync_path(final.parent)
         self.stream.close()
 
     def abort(self) -> None:
@@ -167,8 +167,9 @@ def _local_path(uri: str) -> Path:
     return Path(unquote(parts.path)).absolute()
 
 
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def fsync_path(path: Path) -> None:
+    """Waits until a file's content, or a folder's entries, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -22,6 +22,7 @@ from transformers import LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from uvd import __version__
+from uvd.manifests.storage import fsync_path
 from uvd.sequences.errors import UserError
 
 PROVENANCE = "uvd.json"
@@ -190,19 +191,11 @@ def _write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     try:
         write(temporary)
         for path in sorted(temporary.iterdir()):
-            _fsync(path)
+            fsync_path(path)
         if folder.exists():
             shutil.rmtree(folder)
         os.rename(temporary, folder)
-        _fsync(folder.parent)
+        fsync_path(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
