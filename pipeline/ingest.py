@@ -55,8 +55,8 @@ def plan(dataset: Dataset, config: SourceConfig, config_fingerprint: str) -> Ite
 def make_shard(job: IngestJob) -> ShardReport:
     """Makes and commits one image shard; runs in a worker, or anywhere."""
     cv2.setNumThreads(1)
-    source = source_class(job.source)(source_class(job.source).config_class.model_validate(job.config))
-    config = source.config
+    config = source_class(job.source).config_class.model_validate(job.config)
+    source = open_source(config)
     seeds = Seeds(config.seed, (config.folder, job.shard))
     rejects: list[Reject] = []
     lossless = config.image_codec == "lossless"

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from uvd.sequences import Example, Picture, Seeds
 from uvd.sources.base import NOT_DATA, Item, ItemSource, SourceConfig, SourceError
-from uvd.sources.decode import IMAGE_SUFFIXES, MAX_BYTES, MAX_PIXELS, decode_image, list_files, read_bytes
+from uvd.sources.decode import IMAGE_SUFFIXES, MAX_BYTES, MAX_PIXELS, decode_image, input_files, read_bytes
 
 
 class CategoriesConfig(SourceConfig):
@@ -34,9 +34,8 @@ class CategoriesSource(ItemSource):
     config: CategoriesConfig
 
     def items(self) -> Iterator[Item]:
-        if not self.config.input.is_dir():
-            raise SourceError(f"input {self.config.input} is not a folder")
-        files = [entry for entry in list_files(self.config.input, IMAGE_SUFFIXES) if "/" in entry[0]]
+        listed = input_files(self.config.input, IMAGE_SUFFIXES, "images in class folders")
+        files = [entry for entry in listed if "/" in entry[0]]
         if not files:
             raise SourceError(f"no images in class folders below {self.config.input}")
         for number, (label, members) in enumerate(groupby(files, key=lambda entry: entry[0].partition("/")[0])):

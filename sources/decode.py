@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from uvd.sequences import Reason
 from uvd.sequences.reject import RejectedInput
+from uvd.sources.base import SourceError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -133,6 +134,20 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _short(error: Exception) -> str:
     return str(error).partition("\n")[0][:200]
+
+
+def input_files(root: Path, suffixes: frozenset[str], what: str) -> list[tuple[str, int]]:
+    """The files of a source's input folder, as `list_files` gives them.
+
+    Raises:
+        SourceError: if there is no such folder, or no file of these kinds in it; `what` names them.
+    """
+    if not root.is_dir():
+        raise SourceError(f"input {root} is not a folder")
+    files = list_files(root, suffixes)
+    if not files:
+        raise SourceError(f"no {what} ({', '.join(sorted(suffixes))}) below {root}")
+    return files
 
 
 def list_files(root: Path, suffixes: frozenset[str]) -> list[tuple[str, int]]:

@@ -16,8 +16,8 @@ from pydantic import Field
 
 from uvd.renderers.derived import DERIVED
 from uvd.sequences import Example, Picture, Seeds
-from uvd.sources.base import NOT_DATA, Item, ItemSource, SourceConfig, SourceError
-from uvd.sources.decode import IMAGE_SUFFIXES, MAX_BYTES, MAX_PIXELS, decode_image, list_files, read_bytes
+from uvd.sources.base import NOT_DATA, Item, ItemSource, SourceConfig
+from uvd.sources.decode import IMAGE_SUFFIXES, MAX_BYTES, MAX_PIXELS, decode_image, input_files, read_bytes
 
 Derived = Literal["grey", "masked"]
 
@@ -48,12 +48,7 @@ class ImagesSource(ItemSource):
     config: ImagesConfig
 
     def items(self) -> Iterator[Item]:
-        if not self.config.input.is_dir():
-            raise SourceError(f"input {self.config.input} is not a folder")
-        files = list_files(self.config.input, IMAGE_SUFFIXES)
-        if not files:
-            raise SourceError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) below {self.config.input}")
-        for origin, size in files:
+        for origin, size in input_files(self.config.input, IMAGE_SUFFIXES, "images"):
             yield {"origin": origin, "bytes": size}
 
     def examples(self, item: Item, index: int, seeds: Seeds) -> Iterator[Example]:

@@ -19,8 +19,8 @@ from pydantic import Field
 
 from uvd.sequences import MAX_IMAGES, Example, Picture, Reason, Seeds
 from uvd.sequences.reject import RejectedInput
-from uvd.sources.base import NOT_DATA, Item, ItemSource, SourceConfig, SourceError
-from uvd.sources.decode import list_files
+from uvd.sources.base import NOT_DATA, Item, ItemSource, SourceConfig
+from uvd.sources.decode import input_files
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv"})
 MAX_FRAME_PIXELS = 7680 * 4320
@@ -89,12 +89,7 @@ class VideoSource(ItemSource):
     config: VideoConfig
 
     def items(self) -> Iterator[Item]:
-        if not self.config.input.is_dir():
-            raise SourceError(f"input {self.config.input} is not a folder")
-        files = list_files(self.config.input, VIDEO_SUFFIXES)
-        if not files:
-            raise SourceError(f"no videos ({', '.join(sorted(VIDEO_SUFFIXES))}) below {self.config.input}")
-        for origin, size in files:
+        for origin, size in input_files(self.config.input, VIDEO_SUFFIXES, "videos"):
             yield {"origin": origin, "bytes": size}
 
     def examples(self, item: Item, index: int, seeds: Seeds) -> Iterator[Example]:

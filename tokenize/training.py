@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -368,8 +368,3 @@ def train_tokenizer(
         training.resume()
         say(f"going on from step {training.step}")
     training.run(say)
-
-
-def read_log(out: Path) -> Iterator[dict[str, Any]]:
-    with (out / LOG).open() as log:
-        yield from map(json.loads, log)
