@@ -176,7 +176,12 @@ class StoredSequence:
         Raises:
             CodecError: if one is damaged.
         """
-        return np.stack([codec.decode(member.data, member.name.rpartition(".")[2]) for member in self.members])
+        return np.stack(list(self.iter_pictures()))
+
+    def iter_pictures(self) -> Iterator[NDArray[np.uint8]]:
+        """The same, one `(256, 256, 3)` picture after another."""
+        for member in self.members:
+            yield codec.decode(member.data, member.name.rpartition(".")[2])
 
 
 def read_image_shard(dataset: Dataset, shard: Shard) -> Iterator[StoredSequence]:

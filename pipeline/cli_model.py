@@ -1,4 +1,4 @@
-"""Commands that learn: `uvd tokenizer train|info|reconstruct`, `uvd train`, `uvd prompt`, and `uvd demo`."""
+"""Commands that learn and what they show: `uvd train`, `uvd prompt`, `uvd demo`, `uvd gallery`."""
 
 from __future__ import annotations
 
@@ -10,82 +10,9 @@ from rich.console import Console
 
 from uvd.manifests.dataset import Dataset
 from uvd.pipeline.cli_data import AddressOption, DatasetOption, SetOption
-from uvd.pipeline.config import ConfigError, override, read_yaml, validate
+from uvd.pipeline.cli_tokenizer import ImagesOption, TokenizerOption
+from uvd.pipeline.config import override, read_yaml, validate
 from uvd.pipeline.ray_runtime import LOCAL
-
-tokenizer_app = typer.Typer(help="Train, inspect and try tokenizers.", no_args_is_help=True)
-ImagesOption = Annotated[list[Path], typer.Option(help="Image files, in order; repeatable.")]
-TokenizerOption = Annotated[str, typer.Option(help="Embedded tokenizer by name, or a folder.")]
-
-
-@tokenizer_app.command("train")
-def train_tokenizer(
-    out: Annotated[Path, typer.Option(help="Folder of the run; becomes a tokenizer folder.")],
-    dataset: Annotated[str | None, typer.Option(help="Dataset whose image shards are the pictures.")] = None,
-    pool: Annotated[Path | None, typer.Option(help="Pictures instead: `.npy`, (N, 256, 256, 3) uint8 RGB.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file; see configs/uvd-small.yaml.")] = None,
-    settings: SetOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved state.")] = False,
-) -> None:
-    """Train a VQGAN tokenizer on the pictures of a dataset's image shards, or of a file.
-
-    Example:
-
-        uvd tokenizer train --dataset ~/uvd-data --config configs/uvd-small.yaml --out runs/tokenizer
-    """
-    from uvd.tokenize.picture_pool import array_pool, shard_pool
-    from uvd.tokenize.training import TokenizerTrainConfig
-    from uvd.tokenize.training import train_tokenizer as run
-
-    content = override(read_yaml(config) if config else {}, settings or [])
-    parsed = validate(TokenizerTrainConfig, content, str(config or "--set"))
-    console = Console(stderr=True)
-    if (dataset is None) == (pool is None):
-        raise ConfigError("give either --dataset or --pool")
-    pictures = array_pool(pool) if pool else shard_pool(Dataset.existing(str(dataset)), out)
-    console.print(f"training on {len(pictures)} pictures", markup=False)
-    run(parsed, pictures, out, resume=resume, say=lambda line: console.print(line, markup=False, highlight=False))
-    console.print(f"the tokenizer is in {out}; try `uvd tokenizer reconstruct --tokenizer {out}`", markup=False)
-
-
-@tokenizer_app.command("info")
-def tokenizer_info(
-    tokenizer: Annotated[str, typer.Argument(help="Embedded tokenizer by name, or a folder.")] = "uvd-small",
-) -> None:
-    """Show a tokenizer's size, vocabulary and fingerprint."""
-    from uvd.tokenize.tokenizer import load_tokenizer
-
-    loaded = load_tokenizer(tokenizer, device="cpu")
-    parameters = sum(value.numel() for value in loaded.model.parameters())
-    vocab = loaded.vocab
-    print(f"name         {loaded.name}")
-    print(f"parameters   {parameters:,}")
-    print(f"one token    {loaded.stride}x{loaded.stride} pixels")
-    print(
-        f"codes        {vocab.codes}, then BOS {vocab.bos}, EOS {vocab.eos}, PAD {vocab.pad} (vocabulary {vocab.size})"
-    )
-    print(f"fingerprint  {loaded.fingerprint}")
-
-
-@tokenizer_app.command("reconstruct")
-def reconstruct(
-    images: ImagesOption,
-    out: Annotated[Path, typer.Option(help="PNG to write.")],
-    tokenizer: TokenizerOption = "uvd-small",
-) -> None:
-    """Draw originals, their reconstructions from tokens, and the error.
-
-    Example:
-
-        uvd tokenizer reconstruct --images cat.jpg --images dog.jpg --out sheet.png
-    """
-    from uvd.manifests.sheet import save_png
-    from uvd.pipeline.showing import read_pictures, reconstruction_sheet
-    from uvd.tokenize.tokenizer import load_tokenizer
-
-    sheet, psnr = reconstruction_sheet(load_tokenizer(tokenizer), read_pictures(images))
-    save_png(sheet, str(out))
-    Console(stderr=True).print(f"wrote {out}; PSNR {psnr:.2f} dB", markup=False)
 
 
 def train(
@@ -181,6 +108,5 @@ def gallery(
 
 
 def register(app: typer.Typer) -> None:
-    app.add_typer(tokenizer_app, name="tokenizer")
     for command in (train, prompt, demo, gallery):
         app.command()(command)

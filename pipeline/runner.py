@@ -44,7 +44,7 @@ class Executor(Protocol[J_contra]):
 
     def has_room(self, in_flight: int) -> bool: ...
 
-    def submit(self, job: J_contra) -> ray.ObjectRef: ...
+    def submit(self, job: J_contra, *, alone: bool = False) -> ray.ObjectRef | None: ...
 
     def finished(self, ref: ray.ObjectRef, *, crashed: bool) -> None: ...
 
@@ -71,7 +71,7 @@ class TaskExecutor(Generic[J]):
     def has_room(self, in_flight: int) -> bool:
         return in_flight < self._limit
 
-    def submit(self, job: J) -> ray.ObjectRef:
+    def submit(self, job: J, *, alone: bool = False) -> ray.ObjectRef:
         return self._remote.remote(job)
 
     def finished(self, ref: ray.ObjectRef, *, crashed: bool) -> None:
@@ -79,28 +79,50 @@ class TaskExecutor(Generic[J]):
 
 
 class ActorExecutor(Generic[J]):
-    """Runs `actor.run(job)` on a pool of actors, one job each; an actor that died is replaced."""
+    """Runs `actor.run(job)` on a pool of actors; an actor that died is replaced.
 
-    def __init__(self, make_actor: Callable[[], Any], size: int) -> None:
+    Args:
+        make_actor: starts one; with `jobs_each` above 1 it must allow as many concurrent calls.
+        size: number of actors.
+        jobs_each: jobs that one actor works on at the same time.
+    """
+
+    def __init__(self, make_actor: Callable[[], Any], size: int, jobs_each: int = 1) -> None:
         self._make_actor = make_actor
-        self._idle = [make_actor() for _ in range(size)]
-        self._busy: dict[ray.ObjectRef, Any] = {}
+        self._jobs_each = jobs_each
+        self._load = {make_actor(): 0 for _ in range(size)}
+        self._running: dict[ray.ObjectRef, tuple[Any, int]] = {}
 
     def has_room(self, in_flight: int) -> bool:
-        return bool(self._idle)
+        return min(self._load.values()) < self._jobs_each
 
-    def submit(self, job: J) -> ray.ObjectRef:
-        actor = self._idle.pop()
+    def submit(self, job: J, *, alone: bool = False) -> ray.ObjectRef | None:
+        """Gives the job to the least busy actor.
+
+        Args:
+            alone: give it an actor of its own, so that a job which kills its actor takes no other with it.
+
+        Returns:
+            None if `alone` and no actor is idle.
+        """
+        actor = min(self._load, key=self._load.__getitem__)
+        if alone and self._load[actor]:
+            return None
+        share = self._jobs_each if alone else 1
         ref = actor.run.remote(job)
-        self._busy[ref] = actor
+        self._load[actor] += share
+        self._running[ref] = (actor, share)
         return ref
 
     def finished(self, ref: ray.ObjectRef, *, crashed: bool) -> None:
-        actor = self._busy.pop(ref)
+        actor, share = self._running.pop(ref)
+        if actor not in self._load:  # another of its jobs has reported the crash
+            return
+        self._load[actor] -= share
         if crashed:
             ray.kill(actor)
-            actor = self._make_actor()
-        self._idle.append(actor)
+            del self._load[actor]
+            self._load[self._make_actor()] = 0
 
 
 class Stop:
@@ -168,7 +190,11 @@ def run_jobs(
                 attempt = None if job is None else _Attempt(job)
             if attempt is None:
                 break
-            in_flight[executor.submit(attempt.job)] = attempt
+            ref = executor.submit(attempt.job, alone=attempt.number > 1)
+            if ref is None:
+                waiting.append(attempt)
+                break
+            in_flight[ref] = attempt
         if not in_flight and not waiting and exhausted:
             return result
         for ref in _wait(in_flight):

@@ -6,23 +6,29 @@ import functools
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Literal
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 from rich.console import Console
 
 from uvd import __version__
+from uvd.manifests.codec import CodecError
 from uvd.manifests.dataset import Dataset, DatasetError, Shard
 from uvd.manifests.fingerprint import fingerprint
+from uvd.manifests.image_shard import read_image_shard
 from uvd.pipeline.progress import ShardReport
 from uvd.pipeline.ray_runtime import LOCAL, ray_runtime
 from uvd.pipeline.runner import ActorExecutor
 from uvd.pipeline.stage import Missing, Stage, StageResult, find_missing, run_stage
 from uvd.sequences.errors import UserError
-from uvd.tokenize.engine import tokenize_shard
-from uvd.tokenize.tokenizer import find_folder, load_tokenizer
+from uvd.tokenize.batching import EncodingQueue
+from uvd.tokenize.engine import DECODE_THREADS, tokenize_shard
+from uvd.tokenize.precision import Flips, flips
+from uvd.tokenize.tokenizer import Precision, Tokenizer, find_folder, load_tokenizer
 
 Device = Literal["auto", "cpu", "cuda"]
 ALLOCATOR = {
@@ -30,6 +36,11 @@ ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
 }
+
+SHARDS_AT_ONCE = 2
+"""That an actor works on: while the tail of one is encoded, the next fills the batch."""
+GPU_DECODE_THREADS = 8
+FLIP_PICTURES = 64
 
 
 class DeviceError(UserError):
@@ -51,27 +62,66 @@ class TokenizeJob:
         return self.image_shard.number
 
 
-class TokenizeActor:
-    """Holds one encoder on one device and tokenizes shard after shard."""
+@dataclass(frozen=True, slots=True)
+class TokenizeSettings:
+    """How tokens are made; see `tokenize`."""
 
-    def __init__(self, tokenizer: str, device: str, batch_size: int | None) -> None:
+    tokenizer: str
+    device: Device = "auto"
+    batch_size: int | None = None
+    precision: Precision = "fp32"
+    compiled: bool = False
+    decode_threads: int | None = None
+
+    def load(self) -> Tokenizer:
+        return load_tokenizer(
+            self.tokenizer,
+            self.device,
+            batch_size=self.batch_size,
+            precision=self.precision,
+            compiled=self.compiled,
+            encoder_only=True,
+        )
+
+
+class TokenizeActor:
+    """Holds one encoder on one device; the shards that it works on at the same time share its batches."""
+
+    def __init__(self, settings: TokenizeSettings, decode_threads: int) -> None:
         import torch
 
-        self._tokenizer = load_tokenizer(tokenizer, device=device, batch_size=batch_size, encoder_only=True)
-        name = torch.cuda.get_device_name(0) if device == "cuda" else "cpu"
-        self._settings = {"device": name, "batch_size": self._tokenizer.batch_size, "torch": torch.__version__}
+        self._tokenizer = settings.load()
+        self._queue = EncodingQueue(self._tokenizer)
+        self._decode_threads = decode_threads
+        name = torch.cuda.get_device_name(0) if settings.device == "cuda" else "cpu"
+        self._settings = {
+            "device": name,
+            "precision": settings.precision,
+            "compiled": settings.compiled,
+            "torch": torch.__version__,
+        }
 
     def run(self, job: TokenizeJob) -> ShardReport:
         start = time.perf_counter()
-        provenance = {
-            **self._settings,
-            "tokenizer": self._tokenizer.name,
-            "tokenizer_fingerprint": self._tokenizer.fingerprint,
-            "image_tar_sha256": job.image_tar_sha256,
-            "config_fingerprint": job.config_fingerprint,
-        }
+
+        def provenance() -> dict[str, Any]:
+            return {
+                **self._settings,
+                "batch_size": self._tokenizer.batch_size,
+                "tokenizer": self._tokenizer.name,
+                "tokenizer_fingerprint": self._tokenizer.fingerprint,
+                "image_tar_sha256": job.image_tar_sha256,
+                "config_fingerprint": job.config_fingerprint,
+            }
+
         counts = tokenize_shard(
-            Dataset(job.dataset), job.image_shard, self._tokenizer.name, self._tokenizer, job.fingerprint, provenance
+            Dataset(job.dataset),
+            job.image_shard,
+            self._tokenizer.name,
+            self._queue,
+            job.fingerprint,
+            provenance,
+            self._decode_threads,
         )
         return ShardReport(
             shard=job.shard,
@@ -88,13 +138,24 @@ def plan(dataset: Dataset, source: str, config_fingerprint: str) -> Iterator[Tok
         yield TokenizeJob(dataset.uri, shard, sha, fingerprint([config_fingerprint, sha]), config_fingerprint)
 
 
+def measure_flips(settings: TokenizeSettings, dataset: str, shard: Shard) -> Flips:
+    """How many ids of a fixed set, the first pictures of a shard, differ from those of fp32."""
+    pictures: list[NDArray[np.uint8]] = []
+    for stored in read_image_shard(Dataset(dataset), shard):
+        # A damaged sequence is rejected when its shard is tokenized; here it is no loss.
+        with suppress(CodecError):
+            pictures += stored.iter_pictures()
+        if len(pictures) >= FLIP_PICTURES:
+            break
+    chosen = np.stack(pictures[:FLIP_PICTURES])
+    return flips(settings.load(), replace(settings, precision="fp32").load(), chosen)
+
+
 def tokenize(
     dataset: Dataset,
     sources: Sequence[str] = (),
-    tokenizer: str = "uvd-small",
+    settings: TokenizeSettings = TokenizeSettings("uvd-small"),
     *,
-    device: Device = "auto",
-    batch_size: int | None = None,
     num_gpus: int | None = None,
     address: str = LOCAL,
     num_cpus: int | None = None,
@@ -111,11 +172,14 @@ def tokenize(
         ConfigChangedError: if its tokens were made by another tokenizer of that name, or from other images.
         TokenizerError: if the tokenizer cannot be loaded.
     """
+    console = console or Console(stderr=True)
     unknown = sorted(set(sources) - set(dataset.sources()))
     if unknown:
         raise DatasetError(f"no source {unknown[0]!r} in {dataset.uri}; there are {', '.join(dataset.sources())}")
-    folder_of_weights = str(find_folder(tokenizer))
-    loaded = load_tokenizer(folder_of_weights, device="cpu", encoder_only=True)
+    settings = replace(
+        settings, tokenizer=str(find_folder(settings.tokenizer)), device=_resolve(settings.device, address)
+    )
+    loaded = replace(settings, device="cpu", compiled=False).load()
     entry = {"tokenizer": loaded.name, "tokenizer_fingerprint": loaded.fingerprint, "uvd_version": __version__}
     entry["fingerprint"] = fingerprint(entry)
     plans: list[tuple[str, str, Missing[TokenizeJob]]] = []
@@ -124,42 +188,56 @@ def tokenize(
         dataset.declare("tokens", f"{loaded.name}/{source}", entry, overwrite=overwrite)
         missing = find_missing(dataset, folder, list(plan(dataset, source, entry["fingerprint"])), overwrite=overwrite)
         plans.append((source, folder, missing))
-    jobs = sum(len(missing.jobs) for _, _, missing in plans)
-    kind = _resolve(device, address)
-    actor = ray.remote(num_cpus=1, num_gpus=1 if kind == "cuda" else 0, max_restarts=0)(TokenizeActor)
+    jobs = [job for _, _, missing in plans for job in missing.jobs]
 
     @functools.cache
     def executor() -> ActorExecutor[TokenizeJob]:
-        size = _workers(kind, num_gpus, jobs)
-        return ActorExecutor(lambda: actor.remote(folder_of_weights, kind, batch_size), size)
+        return _make_executor(settings, num_gpus, len(jobs))
 
     with ray_runtime(address, num_cpus, ALLOCATOR) if jobs else nullcontext():
+        if jobs and settings.precision != "fp32":
+            _print_flips(settings, jobs[0], console)
         for source, folder, missing in plans:
             stage: Stage[TokenizeJob] = Stage("tokenize", folder, "images", executor, address, num_cpus, ALLOCATOR)
-            result = run_stage(dataset, stage, missing, console or Console(stderr=True))
+            result = run_stage(dataset, stage, missing, console)
             yield source, result
             if result.run.interrupted:
                 return
 
 
-def _resolve(device: Device, address: str) -> str:
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if address == LOCAL and torch.cuda.is_available() else "cpu"
+def _print_flips(settings: TokenizeSettings, job: TokenizeJob, console: Console) -> None:
+    remote = ray.remote(num_cpus=1, num_gpus=1 if settings.device == "cuda" else 0)(measure_flips)
+    console.print(str(ray.get(remote.remote(settings, job.dataset, job.image_shard))), markup=False, highlight=False)
 
 
-def _workers(kind: str, num_gpus: int | None, jobs: int) -> int:
-    """How many actors: one a GPU or CPU that Ray has, no more than there are jobs.
+def _make_executor(settings: TokenizeSettings, num_gpus: int | None, jobs: int) -> ActorExecutor[TokenizeJob]:
+    """One actor a GPU with several CPUs to decode for it, or one a CPU; no more than there are jobs.
 
     Raises:
         DeviceError: if Ray has fewer GPUs than asked for; waiting for them would never end.
     """
     resources = ray.cluster_resources()
-    if kind == "cpu":
-        return max(1, min(int(resources.get("CPU", 1)), jobs))
-    there = int(resources.get("GPU", 0))
-    if there < (num_gpus or 1):
-        raise DeviceError(f"{num_gpus or 1} GPU asked for, Ray has {there}; use --device cpu, or a machine with a GPU")
-    return max(1, min(num_gpus or there, jobs))
+    cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+    if settings.device == "cpu":
+        size, cpus_each, threads = cpus, 1, settings.decode_threads or DECODE_THREADS
+    else:
+        size = num_gpus or max(1, gpus)
+        if gpus < size:
+            raise DeviceError(f"{size} GPU asked for, Ray has {gpus}; use --device cpu, or a machine with a GPU")
+        cpus_each = max(1, min(GPU_DECODE_THREADS, cpus // size))
+        threads = settings.decode_threads or cpus_each
+    actor = ray.remote(
+        num_cpus=cpus_each,
+        num_gpus=0 if settings.device == "cpu" else 1,
+        max_restarts=0,
+        max_concurrency=SHARDS_AT_ONCE,
+    )(TokenizeActor)
+    return ActorExecutor(lambda: actor.remote(settings, threads), max(1, min(size, jobs)), SHARDS_AT_ONCE)
+
+
+def _resolve(device: Device, address: str) -> Device:
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if address == LOCAL and torch.cuda.is_available() else "cpu"

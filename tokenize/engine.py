@@ -1,16 +1,17 @@
 """The tokenizing engine: one image shard in, one committed token shard out.
 
-Pictures are decoded ahead in threads (libjpeg-turbo and zlib release the GIL) while the model encodes; batches are
-filled across sequences, and the tokenizer pads the last one to the fixed batch shape: ids do not depend on neighbours.
+Pictures are decoded ahead in threads (libjpeg-turbo and zlib release the GIL) while the model encodes. Several shards
+share one `EncodingQueue`, which keeps its batches full and of one shape: ids do not depend on neighbours.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,21 +20,13 @@ from uvd.manifests.codec import CodecError
 from uvd.manifests.dataset import Dataset, Shard
 from uvd.manifests.image_shard import StoredSequence, read_image_shard
 from uvd.manifests.token_shard import TokenCounts, TokenShardWriter
-from uvd.manifests.tokens import TOKENS_PER_IMAGE
-from uvd.sequences import IMAGE_SIZE, Reason
+from uvd.sequences import Reason
+from uvd.tokenize.batching import EncodingQueue, encode_all
+from uvd.tokenize.tokenizer import TokenizerError
 
 DECODE_THREADS = 2
 SEQUENCES_AHEAD = 8
-"""Decoded sequences that may wait for the model: 25 MB at 16 images each."""
-
-
-class Encoder(Protocol):
-    """What the engine needs of a tokenizer."""
-
-    @property
-    def batch_size(self) -> int: ...
-
-    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.uint16]: ...
+"""Decoded sequences that may wait for the model, for each two threads: 25 MB at 16 images each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +35,7 @@ class Decoded:
 
     index: int
     row: dict[str, Any]
-    pictures: NDArray[np.uint8] | None
+    pictures: list[NDArray[np.uint8]]
     error: str = ""
 
 
@@ -50,29 +43,43 @@ def tokenize_shard(
     dataset: Dataset,
     shard: Shard,
     tokenizer_name: str,
-    encoder: Encoder,
+    queue: EncodingQueue,
     fingerprint: str,
-    provenance: dict[str, Any],
+    provenance: Callable[[], dict[str, Any]],
+    decode_threads: int = DECODE_THREADS,
 ) -> TokenCounts:
     """Encodes all sequences of an image shard and commits the token shard of the same number.
 
     A sequence with a damaged picture is rejected with its key and the decoder's message; the rest goes on.
 
+    Args:
+        provenance: asked at the end, when a batch size that had to be halved has settled.
+
     Raises:
         TarError: if the image shard's tar and manifest do not match.
+        TokenizerError: if the model fails on a sequence; names shard and sequence.
     """
     source = shard.folder.partition("/")[2]
     with TokenShardWriter(dataset, tokenizer_name, source, shard.number) as writer:
         num_inputs = dataset.metadata(shard)["sequences"]
-        good = _rejecting(_decode_ahead(read_image_shard(dataset, shard)), writer)
-        for row, codes in encode_sequences(good, encoder):
-            writer.add(row, codes)
-        return writer.commit(num_inputs, fingerprint, provenance)
+        decoded = _decode_ahead(read_image_shard(dataset, shard), decode_threads)
+        good = ((sequence.row, sequence.pictures) for sequence in _rejecting(decoded, writer))
+        # Closed at once when something fails, or the queue would wait for more pictures of this shard.
+        with closing(encode_all(good, queue)) as encoded:
+            for row, codes in encoded:
+                writer.add(row, _checked(codes, row, shard))
+        return writer.commit(num_inputs, fingerprint, provenance())
+
+
+def _checked(codes: NDArray[np.uint16] | Exception, row: dict[str, Any], shard: Shard) -> NDArray[np.uint16]:
+    if isinstance(codes, Exception):
+        raise TokenizerError(f"image shard {shard.folder}/{shard.name}, sequence {row['key']}: {codes}") from codes
+    return codes
 
 
 def _rejecting(decoded: Iterable[Decoded], writer: TokenShardWriter) -> Iterator[Decoded]:
     for sequence in decoded:
-        if sequence.pictures is None:
+        if sequence.error:
             writer.reject(sequence.index, sequence.row["key"], Reason.UNREADABLE, sequence.error)
         else:
             yield sequence
@@ -80,55 +87,19 @@ def _rejecting(decoded: Iterable[Decoded], writer: TokenShardWriter) -> Iterator
 
 def _decode(index: int, stored: StoredSequence) -> Decoded:
     try:
-        return Decoded(index, stored.row, stored.pictures())
+        return Decoded(index, stored.row, list(stored.iter_pictures()))
     except CodecError as error:
-        return Decoded(index, stored.row, None, str(error))
+        return Decoded(index, stored.row, [], str(error) or "damaged picture")
 
 
-def _decode_ahead(stored: Iterable[StoredSequence]) -> Iterator[Decoded]:
-    """Decodes in threads, in order, at most `SEQUENCES_AHEAD` sequences ahead of the consumer."""
-    with ThreadPoolExecutor(DECODE_THREADS) as pool:
+def _decode_ahead(stored: Iterable[StoredSequence], threads: int) -> Iterator[Decoded]:
+    """Decodes in threads, in order, a bounded number of sequences ahead of the consumer."""
+    ahead = SEQUENCES_AHEAD * max(1, threads // 2)
+    with ThreadPoolExecutor(threads) as pool:
         window: deque[Future[Decoded]] = deque()
         for index, sequence in enumerate(stored):
             window.append(pool.submit(_decode, index, sequence))
-            if len(window) > SEQUENCES_AHEAD:
+            if len(window) > ahead:
                 yield window.popleft().result()
         while window:
             yield window.popleft().result()
-
-
-def encode_sequences(
-    sequences: Iterable[Decoded], encoder: Encoder
-) -> Iterator[tuple[dict[str, Any], NDArray[np.uint16]]]:
-    """Encodes sequences in full batches that run across their boundaries.
-
-    Yields:
-        (manifest row, codes `(num_images, 256)` uint16), in order.
-    """
-    batch = np.zeros((encoder.batch_size, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    filled = 0
-    waiting: deque[tuple[dict[str, Any], NDArray[np.uint16]]] = deque()
-    targets: list[tuple[NDArray[np.uint16], int]] = []
-    for sequence in sequences:
-        assert sequence.pictures is not None
-        codes = np.zeros((len(sequence.pictures), TOKENS_PER_IMAGE), np.uint16)
-        waiting.append((sequence.row, codes))
-        for number, picture in enumerate(sequence.pictures):
-            batch[filled] = picture
-            targets.append((codes, number))
-            filled += 1
-            if filled == len(batch):
-                _encode_into(encoder, batch, targets)
-                filled = 0
-                # All but the sequence being filled are complete; it is too if this picture was its last.
-                while len(waiting) > 1 or (waiting and number == len(sequence.pictures) - 1):
-                    yield waiting.popleft()
-    if filled:
-        _encode_into(encoder, batch[:filled], targets)
-    yield from waiting
-
-
-def _encode_into(encoder: Encoder, images: NDArray[np.uint8], targets: list[tuple[NDArray[np.uint16], int]]) -> None:
-    for (codes, number), encoded in zip(targets, encoder.encode(images), strict=True):
-        codes[number] = encoded
-    targets.clear()

@@ -19,6 +19,10 @@ DIGEST_PICTURES = 16
 PICTURE_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
 
 
+class EmptySplitError(DatasetError):
+    """The dataset has no pictures in a split."""
+
+
 class PicturePool(Protocol):
     """Random access to pictures, each `(256, 256, 3)` uint8 RGB."""
 
@@ -36,7 +40,7 @@ def shard_pool(dataset: Dataset, cache: Path, split: str = "train", max_pictures
         max_pictures: stop after so many.
 
     Raises:
-        DatasetError: if the split is empty.
+        EmptySplitError: if the split is empty.
     """
     shards = [dataset.metadata(shard)["tar_sha256"] for shard in dataset.all_shards("sequences")]
     file_name = f"pictures-{fingerprint([shards, split, max_pictures])[:16]}.raw"
@@ -55,7 +59,7 @@ def shard_pool(dataset: Dataset, cache: Path, split: str = "train", max_pictures
     count = cache.stat().st_size // PICTURE_BYTES
     if not count:
         cache.unlink()
-        raise DatasetError(f"{dataset.uri} has no pictures in split {split!r}")
+        raise EmptySplitError(f"{dataset.uri} has no pictures in split {split!r}")
     return np.memmap(cache, np.uint8, "r", shape=(count, IMAGE_SIZE, IMAGE_SIZE, 3))
 
 

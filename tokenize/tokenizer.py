@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,13 +23,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from uvd.manifests.tokens import BOS, CODEBOOK_SIZE, EOS, PAD, VOCAB_SIZE
+from uvd.sequences import IMAGE_SIZE
 from uvd.sequences.errors import UserError
 from uvd.tokenize.vqgan import VQGAN, VQGANConfig, VQGANError
 
 WEIGHTS = Path(__file__).parent / "weights"
 PREPROCESSING = "RGB uint8 / 255, range [0, 1], no mean or deviation"
 CPU_BATCH, GPU_BATCH = 8, 64
+Precision = Literal["fp32", "bf16"]
 DECODER_KEYS = ("decoder.", "post_quant_conv.")
+
+log = logging.getLogger(__name__)
 
 
 class TokenizerError(UserError):
@@ -45,24 +51,58 @@ class Vocabulary:
     size: int = VOCAB_SIZE
 
 
+@dataclass(frozen=True, slots=True)
+class Numerics:
+    """How a tokenizer computes. Precision is part of its fingerprint; the rest is recorded with the tokens.
+
+    Attributes:
+        batch_size: images a forward pass; None for 8 on a CPU and 64 on a GPU.
+        num_threads: CPU threads.
+        precision: `fp32`, or `bf16` for the encoder's convolutions; the codebook is always searched in fp32.
+        compiled: run the encoder through torch.compile.
+    """
+
+    batch_size: int | None = None
+    num_threads: int = 1
+    precision: Precision = "fp32"
+    compiled: bool = False
+
+
+class LaunchedBatch:
+    """A batch on its way through the model."""
+
+    def __init__(self, parts: list[tuple[torch.Tensor, torch.Tensor]], finished: torch.cuda.Event | None) -> None:
+        self._parts, self._finished = parts, finished
+
+    def wait(self) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
+        """Waits for the device: ids `(N, H/16 * W/16)`, and `(N,)` whether the picture's latents are numbers."""
+        if self._finished is not None:
+            self._finished.synchronize()
+        ids, finite = (np.concatenate([part[which].numpy() for part in self._parts]) for which in (0, 1))
+        return ids.view(np.uint16), finite
+
+
 class Tokenizer:
     """A VQGAN on one device.
 
     Attributes:
         name: what datasets call it.
         fingerprint: sha256 over weights, config, preprocessing and precision: ids of different fingerprints do not mix.
-        batch_size: images a forward pass.
+        batch_size: images a forward pass; halved for good when the device's memory does not hold it.
     """
 
-    def __init__(
-        self, name: str, model: VQGAN, fingerprint: str, device: str, batch_size: int, num_threads: int
-    ) -> None:
+    def __init__(self, name: str, model: VQGAN, fingerprint: str, device: str, numerics: Numerics = Numerics()) -> None:
         self.name = name
         self.fingerprint = fingerprint
-        self.batch_size = batch_size
+        self.numerics = numerics
         self.device = torch.device(device)
-        self.num_threads = num_threads
+        self.batch_size = numerics.batch_size or (GPU_BATCH if self.device.type == "cuda" else CPU_BATCH)
         self.model = model.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+        self._latents: Callable[[torch.Tensor], torch.Tensor] = self.model.latents
+        if numerics.compiled:
+            # Every batch has the same shape, so there is one graph.
+            self._latents = torch.compile(self.model.latents, dynamic=False)
+        self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     @property
     def vocab(self) -> Vocabulary:
@@ -72,6 +112,15 @@ class Tokenizer:
     def stride(self) -> int:
         """Pixels a side that one token stands for: 16."""
         return self.model.config.downsampling
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Of an image of 256x256: 256."""
+        return (IMAGE_SIZE // self.stride) ** 2
+
+    def pinned(self) -> bool:
+        """Whether batches should lie in pinned memory, which a GPU copies without the CPU."""
+        return self._copies is not None
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.uint16]:
         """Turns pictures into ids.
@@ -91,11 +140,36 @@ class Tokenizer:
             raise TokenizerError(f"sides {images.shape[1:3]} are not multiples of {self.stride}")
         tokens = (images.shape[1] // self.stride) * (images.shape[2] // self.stride)
         ids = np.empty((len(images), tokens), np.uint16)
-        with self._inference():
-            for start in range(0, len(images), self.batch_size):
-                part = images[start : start + self.batch_size]
-                ids[start : start + len(part)] = self._encode_batch(self._padded(part))[: len(part)]
+        for start in range(0, len(images), self.batch_size):
+            # A copy, because torch refuses the strides that a flipped or cropped array may have.
+            part = torch.from_numpy(images[start : start + self.batch_size].copy())
+            ids[start : start + len(part)], finite = self.launch(part).wait()
+            if not finite.all():
+                raise TokenizerError(f"tokenizer {self.name}: the encoder gave NaN or infinite latents")
         return ids
+
+    def launch(self, images: torch.Tensor) -> LaunchedBatch:
+        """Starts encoding; on a GPU it returns before the device is done.
+
+        Args:
+            images: `(N, H, W, 3)` uint8 RGB on the CPU, left alone until the result is waited for. Runs in batches of
+                `batch_size`, the last one padded.
+
+        Raises:
+            TokenizerError: if the device's memory does not hold even one image.
+        """
+        with self._inference():
+            while True:
+                try:
+                    parts = [self._encode(part) for part in images.split(self.batch_size)]
+                    break
+                except torch.OutOfMemoryError as error:
+                    self._halve_batch(error)
+            finished = None
+            if self._copies is not None:
+                finished = torch.cuda.Event()
+                finished.record()
+            return LaunchedBatch(parts, finished)
 
     def decode(self, ids: NDArray[np.uint16]) -> NDArray[np.uint8]:
         """Turns ids of square pictures back into pictures.
@@ -114,31 +188,60 @@ class Tokenizer:
         pictures = np.empty((len(ids), side * self.stride, side * self.stride, 3), np.uint8)
         with self._inference():
             for start in range(0, len(ids), self.batch_size):
-                part = ids[start : start + self.batch_size]
-                tensor = torch.from_numpy(self._padded(part).astype(np.int64)).to(self.device)
-                decoded = self.model.decode(tensor, side, side).mul(255).round().to(torch.uint8)
-                pictures[start : start + len(part)] = decoded.permute(0, 2, 3, 1).cpu().numpy()[: len(part)]
+                part = torch.from_numpy(ids[start : start + self.batch_size].astype(np.int64))
+                decoded = self.model.decode(self._padded(part).to(self.device), side, side).mul(255).round()
+                rows = decoded.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+                pictures[start : start + len(part)] = rows[: len(part)]
         return pictures
 
-    def _padded(self, part: NDArray) -> NDArray:
+    def _padded(self, part: torch.Tensor) -> torch.Tensor:
         if len(part) == self.batch_size:
             return part
-        padding = np.zeros((self.batch_size - len(part), *part.shape[1:]), part.dtype)
-        return np.concatenate([part, padding])
+        return torch.cat([part, part.new_zeros((self.batch_size - len(part), *part.shape[1:]))])
 
-    def _encode_batch(self, images: NDArray[np.uint8]) -> NDArray[np.uint16]:
-        tensor = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
-        # (N, H, W, 3) seen as (N, 3, H, W) is channels_last already: no copy.
-        latents = self.model.latents(tensor.permute(0, 3, 1, 2).float().div(255))
-        if not torch.isfinite(latents).all():
-            raise TokenizerError(f"tokenizer {self.name}: the encoder gave NaN or infinite latents")
-        return self.model.quantize.ids(latents).cpu().numpy().astype(np.uint16)
+    def _encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids (as int16; NumPy views them as uint16) and whether they are good, on the CPU once the device is done."""
+        pixels = self._on_device(self._padded(images))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.numerics.precision == "bf16"):
+            # (N, H, W, 3) seen as (N, 3, H, W) is channels_last already: no copy.
+            latents = self._latents(pixels.permute(0, 3, 1, 2).float().div(255))
+        latents = latents.float()
+        finite = torch.isfinite(latents).flatten(1).all(dim=1)
+        ids = self.model.quantize.ids(latents).to(torch.int16)
+        return self._to_host(ids[: len(images)]), self._to_host(finite[: len(images)])
+
+    def _on_device(self, images: torch.Tensor) -> torch.Tensor:
+        """Copied on a stream of its own, so that the copy overlaps with the batch before."""
+        if self._copies is None:
+            return images
+        with torch.cuda.stream(self._copies):
+            moved = images.to(self.device, non_blocking=True)
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self._copies)
+        moved.record_stream(current)
+        return moved
+
+    def _to_host(self, values: torch.Tensor) -> torch.Tensor:
+        if self._copies is None:
+            return values
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        return host.copy_(values, non_blocking=True)
+
+    def _halve_batch(self, error: torch.OutOfMemoryError) -> None:
+        if self.batch_size == 1:
+            raise TokenizerError(
+                f"tokenizer {self.name}: {self.device} has no memory for one image: {error}"
+            ) from error
+        self.batch_size //= 2
+        log.warning("%s is out of memory; going on with batches of %d images", self.device, self.batch_size)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
         """Fixed thread count on CPU; on GPU full fp32 (no TF32) and deterministic kernels; no gradients."""
         threads = torch.get_num_threads()
-        torch.set_num_threads(self.num_threads)
+        torch.set_num_threads(self.numerics.num_threads)
         exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
         try:
             with exact, torch.inference_mode():
@@ -153,6 +256,8 @@ def load_tokenizer(
     *,
     batch_size: int | None = None,
     num_threads: int = 1,
+    precision: Precision = "fp32",
+    compiled: bool = False,
     encoder_only: bool = False,
 ) -> Tokenizer:
     """Loads a tokenizer.
@@ -163,6 +268,8 @@ def load_tokenizer(
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
         batch_size: images a forward pass; 8 on CPU and 64 on GPU by default.
         num_threads: CPU threads.
+        precision: `fp32` or `bf16`; see Numerics.
+        compiled: run the encoder through torch.compile.
         encoder_only: leave the decoder out of memory.
 
     Raises:
@@ -180,18 +287,19 @@ def load_tokenizer(
         raise TokenizerError(f"{folder}: {config.num_embeddings} codes do not fit the vocabulary's {CODEBOOK_SIZE}")
     file = weights_file(folder)
     load_weights(model, read_weights(file), file)
-    default_batch = CPU_BATCH if device == "cpu" else GPU_BATCH
-    return Tokenizer(folder.name, model, _fingerprint(config, file), device, batch_size or default_batch, num_threads)
+    numerics = Numerics(batch_size, num_threads, precision, compiled)
+    return Tokenizer(folder.name, model, _fingerprint(config, file, precision), device, numerics)
 
 
 def find_folder(name_or_dir: str | Path) -> Path:
     """The folder of a tokenizer: an existing path, or an embedded one by name."""
     path = Path(name_or_dir).expanduser()
+    embedded = WEIGHTS / str(name_or_dir)
+    # A plain name is looked up among the embedded ones first: a run's folder may well be called `uvd-small` too.
+    if "/" not in str(name_or_dir) and embedded.is_dir() and not (path / "config.json").exists():
+        return embedded
     if path.is_dir():
         return path.resolve()
-    embedded = WEIGHTS / str(name_or_dir)
-    if "/" not in str(name_or_dir) and embedded.is_dir():
-        return embedded
     names = sorted(folder.name for folder in WEIGHTS.iterdir() if folder.is_dir()) if WEIGHTS.is_dir() else []
     raise TokenizerError(f"no tokenizer {str(name_or_dir)!r}: neither a folder nor one of {', '.join(names) or 'none'}")
 
@@ -247,14 +355,14 @@ def load_weights(model: VQGAN, state: dict[str, torch.Tensor], origin: Path) -> 
         if names
     ]
     if problems:
-        raise TokenizerError(f"{origin} does not fit its config.json: " + "; ".join(problems))
+        raise TokenizerError(f"{origin} does not fit its config: " + "; ".join(problems))
     model.load_state_dict(state)
 
 
-def _fingerprint(config: VQGANConfig, file: Path) -> str:
+def _fingerprint(config: VQGANConfig, file: Path, precision: Precision) -> str:
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 22):
             digest.update(block)
-    identity = [digest.hexdigest(), json.loads(config.to_json()), PREPROCESSING, "fp32"]
+    identity = [digest.hexdigest(), json.loads(config.to_json()), PREPROCESSING, precision]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

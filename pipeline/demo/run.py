@@ -22,7 +22,7 @@ from uvd.pipeline.demo.pictures import draw_pictures, write_index
 from uvd.pipeline.ingest import ingest
 from uvd.pipeline.ray_runtime import ray_runtime
 from uvd.pipeline.reporting import report
-from uvd.pipeline.tokenizing import ALLOCATOR, tokenize
+from uvd.pipeline.tokenizing import ALLOCATOR, TokenizeSettings, tokenize
 from uvd.sources import SourceConfig, source_class
 from uvd.trainer.config import TrainConfig
 from uvd.trainer.log import progress_line
@@ -76,7 +76,8 @@ def _build(inputs: Path, dataset: str, console: Console) -> bool:
                 report(result, f"sequences/{config.folder}", dataset, console)
                 return False
             complete &= report(result, f"sequences/{config.folder}", dataset, console)
-    for source, result in tokenize(Dataset.existing(dataset), (), TOKENIZER, device="cpu", console=console):
+    tokens = TokenizeSettings(TOKENIZER, device="cpu")
+    for source, result in tokenize(Dataset.existing(dataset), (), tokens, console=console):
         complete &= report(result, f"tokens of {source}", dataset, console)
     return complete
 

@@ -144,3 +144,23 @@ def test_a_dead_actor_is_replaced(runtime, tmp_path):
     assert result.complete
     assert sorted(recorder.finished) == list(range(6))
     assert recorder.retries == [(3, 2)]
+
+
+class Poisoned:
+    """Works on two jobs at once and dies of job 3, whenever it gets it."""
+
+    def run(self, job: int) -> int:
+        time.sleep(0.1)
+        if job == 3:
+            os._exit(1)
+        return job
+
+
+def test_a_poison_job_takes_others_with_it_only_once(runtime):
+    actor = ray.remote(num_cpus=1, max_concurrency=2)(Poisoned)
+    recorder = Recorder()
+    result = run_jobs(iter(range(8)), ActorExecutor(actor.remote, 1, 2), recorder, Stop())
+    assert sorted(recorder.finished) == [0, 1, 2, 4, 5, 6, 7]
+    assert list(result.failed) == ["3"]
+    assert [attempt for job, attempt in recorder.retries if job == 3] == [2, 3]
+    assert max(attempt for job, attempt in recorder.retries if job != 3) == 2

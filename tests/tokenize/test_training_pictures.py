@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from uvd.tokenize.training_drawings import DRAWINGS
-from uvd.tokenize.training_samples import build_pools, pasted, photo_crops
+from uvd.tokenize.training_samples import build_pools, pasted, photo_crops, replacing, write_npy
 
 
 def photo(seed: int, width: int = 320, height: int = 240) -> np.ndarray:
@@ -71,3 +71,24 @@ def test_pools_are_a_function_of_the_seed(samples, tmp_path):
     assert counts[0] == counts[1]
     for name in ("train.npy", "heldout.npy", "groups.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_pools_are_written_as_numpy_would(tmp_path):
+    pictures = [photo(seed, 256, 256) for seed in range(3)]
+    np.save(tmp_path / "numpy.npy", np.stack(pictures), allow_pickle=False)
+    with replacing(tmp_path / "ours.npy") as file:
+        write_npy(file, pictures)
+    assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
+
+
+def test_a_pool_is_there_whole_or_as_it_was(tmp_path):
+    (tmp_path / "train.npy").write_bytes(b"as it was")
+
+    def stopped():
+        with replacing(tmp_path / "train.npy") as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert (tmp_path / "train.npy").read_bytes() == b"as it was"

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from uvd.tokenize.training_log import read_log
 from uvd.trainer.checkpoint import CheckpointError, FingerprintMismatchError, checkpoints, read_provenance
 from uvd.trainer.config import TrainConfig
 from uvd.trainer.data import EmptySplitError
-from uvd.trainer.log import progress_line, read_log
+from uvd.trainer.log import progress_line
 from uvd.trainer.prompt import load_model
 from uvd.trainer.train import NonFiniteLossError, RunExistsError, learning_rate, train
 

@@ -1,16 +1,17 @@
-"""The workers of a run: this process alone, or the processes that Ray Train started and joined by torch.distributed.
+"""The workers of a training run: this process alone, or those that Ray Train started and joined by torch.distributed.
 
-Gradients are averaged by DistributedDataParallel. One worker exchanges nothing and pays nothing.
+The transformer's gradients are averaged by DistributedDataParallel, the tokenizer's by `average`: its networks take
+turns in a step. One worker exchanges nothing and pays nothing.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import ray.train
@@ -21,11 +22,23 @@ from ray.train import RunConfig, ScalingConfig, WorkerGroupError
 from torch.nn.parallel import DistributedDataParallel
 
 from uvd.sequences.errors import UserError
-from uvd.trainer.config import TrainConfig
 
 
 class DeviceError(UserError):
     """The device that the config asks for is not there."""
+
+
+class Distribution(Protocol):
+    """What a training config says of its workers."""
+
+    @property
+    def num_workers(self) -> int: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def num_threads(self) -> int: ...
 
 
 class Workers:
@@ -65,6 +78,26 @@ class Workers:
             dist.all_reduce(value)
         return value
 
+    @torch.no_grad()
+    def average(self, gradients: Iterable[torch.Tensor | None]) -> None:
+        """Replaces gradients by their mean over all workers, in one exchange."""
+        present = [gradient for gradient in gradients if gradient is not None]
+        if self.count == 1 or not present:
+            return
+        flat = torch.cat([gradient.reshape(-1) for gradient in present])
+        dist.all_reduce(flat)
+        flat /= self.count
+        for gradient, part in zip(present, flat.split([g.numel() for g in present]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows of all workers, which have as many each, one worker's after another's."""
+        if self.count == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.count)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
     def agree(self, seconds: float) -> float:
         """The first worker's clock, so that all stop after the same step."""
         if self.count == 1:
@@ -84,7 +117,7 @@ class Workers:
 
 
 def fit_on_ray(
-    worker: Callable[[dict[str, Any]], None], settings: dict[str, Any], config: TrainConfig, run: Path
+    worker: Callable[[dict[str, Any]], None], settings: dict[str, Any], config: Distribution, run: Path
 ) -> None:
     """Runs `worker(settings)` on `config.num_workers` Ray Train workers and waits.
 
