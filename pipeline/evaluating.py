@@ -26,6 +26,7 @@ from uvd.sequences import IMAGE_SIZE, Seeds
 from uvd.sources.decode import IMAGE_SUFFIXES, input_files
 from uvd.tokenize.metrics import Codec, QualityMeter, TokenizerQuality, batches, psnr
 from uvd.tokenize.mobilenet import MobileNetV2
+from uvd.tokenize.perceptual import LpipsLoss
 
 ALL = "all"
 SHEET_COLUMNS = 8
@@ -69,7 +70,7 @@ class SourceQuality:
         measures: dict[str, Any] = {"pictures": 0}
         if quality is not None:
             names = ("pictures", "psnr", "psnr_pooled", "ssim", "codes_used", "usage", "perplexity")
-            measures = {name: getattr(quality, name) for name in (*names, "perceptual", "frechet")}
+            measures = {name: getattr(quality, name) for name in (*names, "perceptual", "frechet", "lpips")}
         return {"source": self.source, **measures, "unreadable": len(self.unreadable), "problems": self.unreadable}
 
 
@@ -87,20 +88,22 @@ def evaluate(
     groups: Sequence[PictureGroup],
     network: MobileNetV2 | None = None,
     advance: Callable[[int], None] = lambda pictures: None,
+    lpips: LpipsLoss | None = None,
 ) -> Evaluation:
     """Measures each group and all of them together.
 
     Args:
         network: for the feature distances, on the tokenizer's device.
         advance: called with the number of pictures that are done with.
+        lpips: on the tokenizer's device.
 
     Raises:
         DatasetError: if no picture of any group could be measured.
     """
     evaluation = Evaluation([], SourceQuality(ALL, None, ()))
-    total = QualityMeter(tokenizer, network)
+    total = QualityMeter(tokenizer, network, lpips)
     for group in groups:
-        meter = QualityMeter(tokenizer, network)
+        meter = QualityMeter(tokenizer, network, lpips)
         unreadable: list[str] = []
         samples = evaluation.samples.setdefault(group.name, [])
         every = max(1, -(-group.size // SHEET_COLUMNS))

@@ -32,7 +32,9 @@ from uvd.tokenize.tokenizer import Precision, Tokenizer, find_folder, load_token
 
 Device = Literal["auto", "cpu", "cuda"]
 ALLOCATOR = {
-    # glibc gives large blocks back to the system after every operation, which costs half the speed on a CPU.
+    # glibc gives large blocks back to the system after every operation, which costs half the speed on a CPU; and always
+    # in threads other than the first, unless they share its arena.
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
 }

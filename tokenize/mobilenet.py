@@ -66,22 +66,25 @@ class MobileNetV2(nn.Module):
 
         Blocks behind the last tap are not computed.
         """
-        x = self._stem(images)
-        found = []
-        for index, block in enumerate(self.blocks, start=1):
-            x = block(x)
-            if index in taps:
-                found.append(x)
-            if index == max(taps):
-                break
-        return found
+        return self._run(images, taps, max(taps))[0]
 
     def pooled(self, images: Tensor) -> Tensor:
         """`(N, 3, H, W)` float in [0, 1] -> `(N, 1280)`, the mean over places before the classifier."""
+        return self.features_and_pooled(images)[1]
+
+    def features_and_pooled(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Both, for the price of one."""
+        found, last = self._run(images, TAPS, len(self.blocks))
+        return found, self.head(last).clamp(0, 6).mean(dim=(2, 3))
+
+    def _run(self, images: Tensor, taps: tuple[int, ...], blocks: int) -> tuple[list[Tensor], Tensor]:
         x = self._stem(images)
-        for block in self.blocks:
+        found = []
+        for index, block in enumerate(self.blocks[:blocks], start=1):
             x = block(x)
-        return self.head(x).clamp(0, 6).mean(dim=(2, 3))
+            if index in taps:
+                found.append(x)
+        return found, x
 
     def _stem(self, images: Tensor) -> Tensor:
         normal = (images - self.get_buffer("mean")) / self.get_buffer("deviation")

@@ -103,8 +103,12 @@ class LpipsLoss(PerceptualLoss):
 
         self.network = lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
 
+    def distances(self, first: Tensor, second: Tensor) -> Tensor:
+        """`(N, 3, H, W)` float in [0, 1] each -> `(N,)`."""
+        return cast(Tensor, self.network(first, second, normalize=True)).flatten()
+
     def forward(self, reconstructions: Tensor, originals: Tensor) -> Tensor:
-        return cast(Tensor, self.network(reconstructions, originals, normalize=True)).mean()
+        return self.distances(reconstructions, originals).mean()
 
 
 def lpips_at_hand() -> bool:

@@ -158,7 +158,7 @@ class Tokenizer:
         Raises:
             TokenizerError: if the device's memory does not hold even one image.
         """
-        with self._inference():
+        with self.inference():
             while True:
                 try:
                     parts = [self._encode(part) for part in images.split(self.batch_size)]
@@ -186,7 +186,7 @@ class Tokenizer:
         if ids.size and int(ids.max()) >= self.vocab.codes:
             raise TokenizerError(f"id {int(ids.max())} is not a code below {self.vocab.codes}")
         pictures = np.empty((len(ids), side * self.stride, side * self.stride, 3), np.uint8)
-        with self._inference():
+        with self.inference():
             for start in range(0, len(ids), self.batch_size):
                 part = torch.from_numpy(ids[start : start + self.batch_size].astype(np.int64))
                 decoded = self.model.decode(self._padded(part).to(self.device), side, side).mul(255).round()
@@ -201,14 +201,24 @@ class Tokenizer:
 
     def _encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids (as int16; NumPy views them as uint16) and whether they are good, on the CPU once the device is done."""
-        pixels = self._on_device(self._padded(images))
+        ids, finite = self.encode_on_device(self._on_device(self._padded(images)))
+        return self._to_host(ids[: len(images)]), self._to_host(finite[: len(images)])
+
+    def encode_on_device(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The model alone, without copies and padding, in the caller's inference mode.
+
+        Args:
+            pixels: `(N, H, W, 3)` uint8 RGB on the device.
+
+        Returns:
+            ids `(N, H/16 * W/16)` int16, and `(N,)` bool whether the picture's latents are numbers; on the device.
+        """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.numerics.precision == "bf16"):
             # (N, H, W, 3) seen as (N, 3, H, W) is channels_last already: no copy.
             latents = self._latents(pixels.permute(0, 3, 1, 2).float().div(255))
         latents = latents.float()
         finite = torch.isfinite(latents).flatten(1).all(dim=1)
-        ids = self.model.quantize.ids(latents).to(torch.int16)
-        return self._to_host(ids[: len(images)]), self._to_host(finite[: len(images)])
+        return self.model.quantize.ids(latents).to(torch.int16), finite
 
     def _on_device(self, images: torch.Tensor) -> torch.Tensor:
         """Copied on a stream of its own, so that the copy overlaps with the batch before."""
@@ -238,7 +248,7 @@ class Tokenizer:
             torch.cuda.empty_cache()
 
     @contextmanager
-    def _inference(self) -> Iterator[None]:
+    def inference(self) -> Iterator[None]:
         """Fixed thread count on CPU; on GPU full fp32 (no TF32) and deterministic kernels; no gradients."""
         threads = torch.get_num_threads()
         torch.set_num_threads(self.numerics.num_threads)

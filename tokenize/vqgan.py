@@ -1,8 +1,8 @@
 """The VQGAN of the taming-transformers family that LVM took its tokens from (open-muse's `VQGANModel`).
 
 Convolutional encoder and decoder around a codebook (Esser et al., 2021, arXiv 2012.09841). Names of parameters and the
-order of operations follow the published checkpoints, so those load unchanged and give the same ids. At 128 channels
-the encoder costs about 70 GFLOPs a 256x256 image; cost grows with the square of `hidden_channels`.
+order of operations follow the published checkpoints, so those load unchanged and give the same ids. LVM's encoder
+costs 217 GFLOPs a 256x256 image; cost grows with the square of `hidden_channels`.
 """
 
 from __future__ import annotations

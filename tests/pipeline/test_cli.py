@@ -19,6 +19,10 @@ from uvd.sources.images import ImagesConfig
 
 RUNNER = CliRunner()
 COMMANDS = ["ingest", "tokenize", "samples", "stats", "show", "verify", "doctor", "train", "prompt", "demo"]
+NESTED = [
+    *[("tokenizer", name) for name in ("train", "convert", "info", "reconstruct", "samples")],
+    ("eval", "tokenizer"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,13 @@ def test_every_command_explains_itself(command):
     result = run(command, "--help")
     assert result.exit_code == 0
     assert "Usage" in result.output
+
+
+@pytest.mark.parametrize("command", NESTED)
+def test_every_nested_command_explains_itself_with_an_example(command):
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert f"uvd {' '.join(command)}" in result.output.split("Usage", 1)[1].split("\n", 1)[1].replace("\n", " ")
 
 
 @pytest.mark.parametrize("command", ["ingest", "tokenize", "stats", "show", "verify", "train", "prompt"])
