@@ -39,12 +39,17 @@ PHOTOS = ("skimage/data", "sklearn/datasets/images", "gradio/media_assets/images
 LOADER_BATCH = 64
 
 
-def photo_crops(number: int) -> list[NDArray[np.uint8]]:
-    """Seeded crops of the sample packages' photos, each `(256, 256, 3)` uint8 RGB."""
-    cache = fetch_packages(Console(stderr=True))
+def sample_photos(console: Console) -> list[NDArray[np.uint8]]:
+    """The sample packages' photos of at least 256x256, `(H, W, 3)` uint8 RGB."""
+    cache = fetch_packages(console)
     files = [file for folder in PHOTOS for file in sorted((cache / folder).iterdir())]
     photos = [np.asarray(Image.open(file).convert("RGB")) for file in files if file.suffix in (".jpg", ".jpeg", ".png")]
-    photos = [photo for photo in photos if min(photo.shape[:2]) >= 256]
+    return [photo for photo in photos if min(photo.shape[:2]) >= 256]
+
+
+def photo_crops(number: int) -> list[NDArray[np.uint8]]:
+    """Seeded crops of the sample packages' photos, each `(256, 256, 3)` uint8 RGB."""
+    photos = sample_photos(Console(stderr=True))
     crops = []
     for index in range(number):
         rng = Seeds(0, ("benchmark",)).generator(index)
