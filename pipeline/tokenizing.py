@@ -178,9 +178,7 @@ def tokenize(
     unknown = sorted(set(sources) - set(dataset.sources()))
     if unknown:
         raise DatasetError(f"no source {unknown[0]!r} in {dataset.uri}; there are {', '.join(dataset.sources())}")
-    settings = replace(
-        settings, tokenizer=str(find_folder(settings.tokenizer)), device=_resolve(settings.device, address)
-    )
+    settings = replace(settings, tokenizer=str(find_folder(settings.tokenizer)))
     loaded = replace(settings, device="cpu", compiled=False).load()
     entry = {"tokenizer": loaded.name, "tokenizer_fingerprint": loaded.fingerprint, "uvd_version": __version__}
     entry["fingerprint"] = fingerprint(entry)
@@ -194,11 +192,11 @@ def tokenize(
 
     @functools.cache
     def executor() -> ActorExecutor[TokenizeJob]:
-        return _make_executor(settings, num_gpus, len(jobs))
+        return _make_executor(_resolved(settings), num_gpus, len(jobs))
 
     with ray_runtime(address, num_cpus, ALLOCATOR) if jobs else nullcontext():
         if jobs and settings.precision != "fp32":
-            _print_flips(settings, jobs[0], console)
+            _print_flips(_resolved(settings), jobs[0], console)
         for source, folder, missing in plans:
             stage: Stage[TokenizeJob] = Stage("tokenize", folder, "images", executor, address, num_cpus, ALLOCATOR)
             result = run_stage(dataset, stage, missing, console)
@@ -237,9 +235,8 @@ def _make_executor(settings: TokenizeSettings, num_gpus: int | None, jobs: int) 
     return ActorExecutor(lambda: actor.remote(settings, threads), max(1, min(size, jobs)), SHARDS_AT_ONCE)
 
 
-def _resolve(device: Device, address: str) -> Device:
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if address == LOCAL and torch.cuda.is_available() else "cpu"
+def _resolved(settings: TokenizeSettings) -> TokenizeSettings:
+    """`auto` is a GPU if Ray has one, on whatever machine."""
+    if settings.device != "auto":
+        return settings
+    return replace(settings, device="cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu")
