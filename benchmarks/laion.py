@@ -223,7 +223,7 @@ def measure(
             if way == PEER:
                 runs.append(run_peer(python, urls, out, arguments.urls, cores))
             else:
-                exact = ["exact_resize=area"] if way != "uvd" else []
+                exact = ["resample=area"] if way != "uvd" else []
                 runs.append(run_uvd(urls, out, arguments.urls, exact))
             shutil.rmtree(out)
             last = runs[-1]

@@ -25,6 +25,8 @@ FORMAT_VERSION = 1
 _MANIFEST = re.compile(r"^(\d{6,})\.parquet$")
 SHARD_FILE = re.compile(r"^(\d{6,})\.(tar|parquet|rejects\.parquet)$")
 _INFO = "dataset.json"
+RETRY_PLAN = "plan.parquet"
+"""In a folder of retries: which rejects its inputs were."""
 
 
 class DatasetError(UserError):
@@ -142,6 +144,8 @@ class Dataset:
         if section == "sequences":
             for derived in [key for key in info["tokens"] if key.partition("/")[2] == name]:
                 self._drop(info, "tokens", derived)
+            for again in [key for key, entry in info["sequences"].items() if entry.get("retry_of") == name]:
+                self._drop(info, "sequences", again)
 
     def _write_info(self, info: dict[str, Any]) -> None:
         self.storage.put(_INFO, (json.dumps(info, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())

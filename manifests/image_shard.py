@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from uvd import __version__
 from uvd.manifests import codec, schema
 from uvd.manifests.dataset import ConservationError, Dataset, Shard
-from uvd.manifests.phash import phash
 from uvd.manifests.tar import Member, TarError, TarWriter, iter_members
 from uvd.sequences import Reject, VisualSequence
+from uvd.sequences.phash import phash
 
 
 @dataclass(frozen=True, slots=True)

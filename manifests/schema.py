@@ -58,6 +58,7 @@ TOKENS = pa.schema(
 
 REJECTS = pa.schema(
     [
+        pa.field("folder", pa.string(), False),  # below `sequences/`, or the source below `tokens/TOKENIZER/`
         pa.field("shard", pa.int32(), False),
         pa.field("input", pa.int32(), False),
         pa.field("origin", pa.string(), False),
@@ -85,6 +86,7 @@ def rejects_to_parquet(rejects: list[Reject], shard: int, folder: str, used: set
     """Serialises the rejects of one shard; those whose input is in `used` are marked partial."""
     rows = [
         {
+            "folder": folder,
             "shard": shard,
             "input": reject.input,
             "origin": storable(reject.origin),

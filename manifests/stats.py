@@ -6,6 +6,8 @@ read-only and without access to other files.
 
 from __future__ import annotations
 
+import io
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +15,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 
-from uvd.manifests.dataset import Dataset, DatasetError
+from uvd.manifests.dataset import RETRY_PLAN, Dataset, DatasetError
 from uvd.manifests.schema import REJECTS, SEQUENCES, TOKENS
 from uvd.manifests.token_shard import decode_histogram
 from uvd.manifests.tokens import CODEBOOK_SIZE
@@ -27,6 +30,7 @@ UVDV1_SHARES = {
     "3D objects": 0.05,
 }
 """Percent of images in UVDv1 (LVM paper, arXiv 2312.00785, section 3.1 and appendix)."""
+TOP_HOSTS = 10
 OTHER = "other"
 FAMILY = {
     "laion": "unlabelled images",
@@ -45,14 +49,29 @@ def connect(dataset: Dataset) -> duckdb.DuckDBPyConnection:
     views: dict[str, Any] = {
         "sequences": _scan(dataset, [shard.manifest for shard in dataset.all_shards("sequences")], SEQUENCES),
         "tokens": _scan(dataset, [shard.manifest for shard in dataset.all_shards("tokens")], TOKENS),
-        "rejects": _scan(dataset, [shard.rejects for shard in dataset.all_shards("sequences")], REJECTS),
+        "refused": _scan(dataset, [shard.rejects for shard in dataset.all_shards("sequences")], REJECTS),
+        "retried": _retried(dataset),
     }
     connection = duckdb.connect(config={"autoinstall_known_extensions": False, "autoload_known_extensions": False})
     for name, view in views.items():
         connection.register(name, view)
+    # What a round of retries has taken up is counted there.
+    connection.execute("create view rejects as from refused anti join retried using (folder, shard, input)")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
+
+
+def _retried(dataset: Dataset) -> pa.Table:
+    """(folder, shard, input) of rejects that a committed shard of retries has taken up."""
+    columns = ["folder", "shard", "input"]
+    tables = [pa.schema([REJECTS.field(name) for name in columns]).empty_table()]
+    for name, entry in sorted(dataset.info()["sequences"].items()):
+        if "retry_of" in entry:
+            plan = pq.read_table(io.BytesIO(dataset.storage.read(f"sequences/{name}/{RETRY_PLAN}")), columns=columns)
+            size = entry["retry_shard_size"]
+            tables += [plan.slice(shard.number * size, size) for shard in dataset.shards(f"sequences/{name}")]
+    return pa.concat_tables(tables)
 
 
 def _scan(dataset: Dataset, paths: list[str], schema: pa.Schema) -> Any:
@@ -109,6 +128,11 @@ def statistics(dataset: Dataset) -> dict[str, Any]:
             "select reason, count(*)::bigint inputs from rejects where not partial group by all "
             "order by inputs desc, reason"
         ),
+        "reject_hosts": rows(
+            "select regexp_extract(origin, '^https?://([^/?#]+)', 1) host, reason, count(*)::bigint inputs "
+            "from rejects where not partial and origin similar to 'https?://.*' group by all order by inputs desc, host, reason "
+            f"limit {TOP_HOSTS}"
+        ),
         "accounting": _accounting(dataset),
         "tokens": _tokens(dataset),
     }
@@ -133,8 +157,10 @@ def _families(by_source: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _accounting(dataset: Dataset) -> list[dict[str, Any]]:
-    """Inputs, used and rejected by source, summed over the manifests' metadata."""
+    """Inputs, used and rejected by source, summed over the manifests' metadata; `retried` of the rejected are inputs of
+    a round of retries, which is a source of its own."""
     result = []
+    taken = Counter(_retried(dataset)["folder"].to_pylist())
     for source in dataset.sources():
         totals = dict.fromkeys(("inputs", "used", "rejected", "partial"), 0)
         shards = dataset.shards(f"sequences/{source}")
@@ -142,7 +168,7 @@ def _accounting(dataset: Dataset) -> list[dict[str, Any]]:
             metadata = dataset.metadata(shard)
             for name in totals:
                 totals[name] += metadata[name]
-        result.append({"source": source, "shards": len(shards), **totals})
+        result.append({"source": source, "shards": len(shards), **totals, "retried": taken[source]})
     return result
 
 
@@ -175,5 +201,5 @@ def codebook_use(histogram: np.ndarray) -> dict[str, float]:
 
 def flatten(statistics: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
     """The tables among the statistics, in the order in which a person wants them."""
-    order = ("families", "sources", "layouts", "splits", "roles", "accounting", "rejects", "tokens")
+    order = ("families", "sources", "layouts", "splits", "roles", "accounting", "rejects", "reject_hosts", "tokens")
     return [(name, statistics[name]) for name in order if statistics[name]]

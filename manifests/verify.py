@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from uvd.manifests.codec import CodecError
-from uvd.manifests.dataset import SHARD_FILE, Dataset, Shard
+from uvd.manifests.dataset import RETRY_PLAN, SHARD_FILE, Dataset, Shard
 from uvd.manifests.image_shard import read_image_shard
 from uvd.manifests.schema import REJECTS, SEQUENCES, TOKENS
 from uvd.manifests.token_shard import decode_histogram, iter_token_shard
@@ -47,7 +47,7 @@ def verify(dataset: Dataset, *, deep: bool = False, advance: Callable[[], None] 
     for section, expected_schema in (("sequences", SEQUENCES), ("tokens", TOKENS)):
         for name, entry in sorted(info[section].items()):
             folder = f"{section}/{name}"
-            result.problems += _strangers(dataset, folder)
+            result.problems += _strangers(dataset, folder, entry)
             shards = dataset.shards(folder)
 
             def check(shard: Shard, schema: pa.Schema = expected_schema, entry: dict = entry) -> tuple[int, list[str]]:
@@ -65,7 +65,7 @@ def verify(dataset: Dataset, *, deep: bool = False, advance: Callable[[], None] 
 def _undeclared(dataset: Dataset) -> list[str]:
     """Files and folders that `dataset.json` does not know."""
     info = dataset.info()
-    known = {"": {"dataset.json", "sequences", "tokens", "runs"}, "sequences": set(info["sequences"])}
+    known = {"": {"dataset.json", "sequences", "tokens", "runs", "dedup"}, "sequences": set(info["sequences"])}
     known["tokens"] = {name.partition("/")[0] for name in info["tokens"]}
     for tokenizer, source in dataset.token_folders():
         known.setdefault(f"tokens/{tokenizer}", set()).add(source)
@@ -76,11 +76,17 @@ def _undeclared(dataset: Dataset) -> list[str]:
     ]
 
 
-def _strangers(dataset: Dataset, folder: str) -> list[str]:
-    """Files that belong to no committed shard."""
+def _strangers(dataset: Dataset, folder: str, entry: dict[str, Any]) -> list[str]:
+    """Files that belong to no committed shard; a plan of retries that is not the recorded one."""
     names = dataset.storage.list(folder)
     committed = {shard.name for shard in dataset.shards(folder)}
     problems = []
+    if "retry_of" in entry:
+        if RETRY_PLAN not in names:
+            problems.append(f"{folder}/{RETRY_PLAN}: missing")
+        elif hashlib.sha256(dataset.storage.read(f"{folder}/{RETRY_PLAN}")).hexdigest() != entry["retry_plan_sha256"]:
+            problems.append(f"{folder}/{RETRY_PLAN}: not what dataset.json records")
+        names = [name for name in names if name != RETRY_PLAN]
     for name in names:
         match = SHARD_FILE.match(name)
         if match is None:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from uvd import __version__
-from uvd.pipeline import cli_data, cli_eval, cli_inspect, cli_model, cli_tokenizer
+from uvd.pipeline import cli_data, cli_dedup, cli_eval, cli_inspect, cli_model, cli_tokenizer
 from uvd.sequences.errors import UserError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 cli_data.register(app)
 cli_inspect.register(app)
+cli_dedup.register(app)
 cli_tokenizer.register(app)
 cli_model.register(app)
 cli_eval.register(app)

@@ -31,6 +31,9 @@ def ingest(
     address: AddressOption = LOCAL,
     num_cpus: CpusOption = None,
     overwrite: OverwriteOption = False,
+    retry_rejects: Annotated[
+        bool, typer.Option("--retry-rejects", help="Try inputs again that were refused for a passing reason.")
+    ] = False,
 ) -> None:
     """Turn raw inputs into image shards of visual sequences.
 
@@ -40,9 +43,13 @@ def ingest(
 
         uvd ingest laion --config configs/laion.yaml --set input=laion/ --out s3://bucket/uvd --address auto
 
-    The same command again continues a run that was stopped, and does nothing when all is there.
+        uvd ingest laion --config configs/laion.yaml --set input=laion/ --out s3://bucket/uvd --retry-rejects
+
+    The same command again continues a run that was stopped, and does nothing when all is there. --retry-rejects puts
+    what it tries again (timeouts, 503s and the like) into new shards, NAME-retry1 and so on; each call is one round.
     """
     from uvd.pipeline.ingest import ingest as run
+    from uvd.pipeline.ingest import retry_rejects as run_again
 
     overrides = [*(settings or []), *([f"limit={limit}"] if limit is not None else [])]
     if source not in SOURCES:
@@ -53,9 +60,20 @@ def ingest(
         raise ConfigError(f"{config} is for source {content['source']!r}, not {source!r}")
     parsed = validate(model, {**content, "source": source}, str(config))
     console = Console(stderr=True)
+    warning = parsed.warning
+    if warning:
+        console.print(f"note: {warning}", style="yellow", markup=False, highlight=False)
     result = run(parsed, out, address=address, num_cpus=num_cpus, overwrite=overwrite, console=console)
     if not report(result, f"sequences/{parsed.folder}", out, console):
         raise typer.Exit(SHARDS_FAILED)
+    if retry_rejects:
+        tried = False
+        for name, result in run_again(parsed, out, address=address, num_cpus=num_cpus, console=console):
+            tried = True
+            if not report(result, f"sequences/{name}", out, console):
+                raise typer.Exit(SHARDS_FAILED)
+        if not tried:
+            console.print(f"sequences/{parsed.folder}: no rejects that are worth another try", markup=False)
 
 
 def tokenize(

@@ -24,6 +24,7 @@ TITLES = {
     "roles": "Roles",
     "accounting": "Planned inputs = used + rejected",
     "rejects": "Rejected inputs",
+    "reject_hosts": "Hosts with most rejected inputs",
     "tokens": "Tokens",
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,10 +56,10 @@ def train_tokenizer(
         raise ConfigError("give either --dataset or --pool")
 
     def show(record: dict[str, Any]) -> None:
-        console.print(progress_line(record, parsed.steps), markup=False, highlight=False)
+        console.print(progress_line(record, parsed.steps), markup=False, highlight=False, soft_wrap=True)
 
     environment = {**ALLOCATOR, "OMP_NUM_THREADS": str(parsed.num_threads)}
-    with ray_runtime(address, environment=environment) if parsed.num_workers > 1 else nullcontext():
+    with ray_runtime(address, environment=environment):
         train_on_workers(parsed, out, dataset=dataset, pool=pool, heldout=heldout, resume=resume, on_progress=show)
     console.print(f"the tokenizer is in {out}; try `uvd tokenizer reconstruct --tokenizer {out}`", markup=False)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -15,21 +15,28 @@ from uvd.manifests.dataset import Dataset
 from uvd.manifests.fingerprint import fingerprint
 from uvd.manifests.image_shard import ImageShardWriter
 from uvd.pipeline.config import config_entry
+from uvd.pipeline.plan_file import PlanFile
 from uvd.pipeline.progress import ShardReport
 from uvd.pipeline.ray_runtime import LOCAL
+from uvd.pipeline.retries import parts_of, plan_round, round_units, rounds, start_round
 from uvd.pipeline.runner import TaskExecutor
 from uvd.pipeline.stage import Stage, StageResult, find_missing, run_stage
-from uvd.sequences import Reject, Seeds
+from uvd.sequences import Example, Reject, Seeds
 from uvd.sequences.layouts import LAYOUTS, assemble
 from uvd.sources import Source, SourceConfig, WorkUnit, source_class
 
 
 @dataclass(frozen=True, slots=True)
 class IngestJob:
-    """Everything a worker needs to make one image shard."""
+    """Everything a worker needs to make one image shard.
+
+    Attributes:
+        folder: where it goes, below `sequences/`: the config's own, or that of a round of retries.
+    """
 
     dataset: str
     source: str
+    folder: str
     config: dict[str, Any]
     unit: WorkUnit
     fingerprint: str
@@ -44,12 +51,48 @@ def open_source(config: SourceConfig) -> Source:
     return source_class(config.source)(config)
 
 
-def plan(dataset: Dataset, config: SourceConfig, config_fingerprint: str) -> Iterator[IngestJob]:
-    """One job a work unit; a shard's fingerprint covers the config, uvd's version and the unit's inputs."""
+@dataclass(frozen=True)
+class Round:
+    """What is made in a folder that is not the config's own: a round of retries."""
+
+    folder: str
+    units: Iterable[WorkUnit]
+
+
+def plan(
+    dataset: Dataset, config: SourceConfig, config_fingerprint: str, again: Round | None = None
+) -> Iterator[IngestJob]:
+    """One job a work unit; a shard's fingerprint covers the config, uvd's version and the unit's inputs.
+
+    Args:
+        again: plan a round of retries and not the source itself.
+    """
     dumped = config.model_dump(mode="json")
-    for unit in open_source(config).plan():
+    folder = config.folder if again is None else again.folder
+    for unit in open_source(config).plan() if again is None else again.units:
         identity = fingerprint([config_fingerprint, unit.shard, unit.num_inputs, unit.payload])
-        yield IngestJob(dataset.uri, config.source, dumped, unit, identity, config_fingerprint)
+        yield IngestJob(dataset.uri, config.source, folder, dumped, unit, identity, config_fingerprint)
+
+
+def plan_file(
+    dataset: Dataset, config: SourceConfig, config_fingerprint: str, again: Round | None = None
+) -> PlanFile[IngestJob]:
+    """The same jobs, planned now and kept on disk: as many passes as needed, in constant memory."""
+    dumped = config.model_dump(mode="json")
+    folder = config.folder if again is None else again.folder
+
+    def from_record(record: dict[str, Any]) -> IngestJob:
+        unit = WorkUnit(**record["unit"])
+        return IngestJob(dataset.uri, config.source, folder, dumped, unit, record["fingerprint"], config_fingerprint)
+
+    records = (
+        {
+            "unit": {"shard": job.shard, "num_inputs": job.unit.num_inputs, "payload": job.unit.payload},
+            "fingerprint": job.fingerprint,
+        }
+        for job in plan(dataset, config, config_fingerprint, again)
+    )
+    return PlanFile(records, from_record)
 
 
 def make_shard(job: IngestJob) -> ShardReport:
@@ -57,12 +100,13 @@ def make_shard(job: IngestJob) -> ShardReport:
     cv2.setNumThreads(1)
     config = source_class(job.source).config_class.model_validate(job.config)
     source = open_source(config)
-    seeds = Seeds(config.seed, (config.folder, job.shard))
+    seeds = Seeds(config.seed, (job.folder, job.shard))
     rejects: list[Reject] = []
     lossless = config.image_codec == "lossless"
-    with ImageShardWriter(Dataset(job.dataset), config.folder, job.shard, lossless=lossless, kind=job.source) as writer:
+    dataset = Dataset(job.dataset)
+    with ImageShardWriter(dataset, job.folder, job.shard, lossless=lossless, kind=job.source) as writer:
         with source.stages("total"):
-            for arranged in assemble(source.read(job.unit, seeds), LAYOUTS, config.layouts, seeds):
+            for arranged in assemble(_outcomes(dataset, source, job, seeds), LAYOUTS, config.layouts, seeds):
                 if isinstance(arranged, Reject):
                     rejects.append(arranged)
                 else:
@@ -75,11 +119,28 @@ def make_shard(job: IngestJob) -> ShardReport:
         counts={
             name: getattr(counts, name)
             for name in ("inputs", "used", "rejected", "partial", "sequences", "images", "bytes")
-        },
+        }
+        | dict(source.counters),
         reasons=dict(Counter(str(reject.reason) for reject in rejects)),
         seconds=dict(source.stages.seconds),
         host=socket.gethostname(),
     )
+
+
+def _outcomes(dataset: Dataset, source: Source, job: IngestJob, seeds: Seeds) -> Iterator[Example | Reject]:
+    if job.folder == source.config.folder:
+        yield from source.read(job.unit, seeds)
+        return
+    first = 0
+    for part in parts_of(dataset, job.unit):
+        places = {index: first + place for place, index in enumerate(part.indices)}
+        before = Seeds(source.config.seed, (source.config.folder, part.unit.shard))
+        for outcome in source.read_again(part, before):
+            if isinstance(outcome, Reject):
+                yield replace(outcome, input=places[outcome.input])
+            else:
+                yield replace(outcome, inputs=tuple(places[index] for index in outcome.inputs))
+        first += len(part.indices)
 
 
 def ingest(
@@ -101,7 +162,57 @@ def ingest(
     dataset = Dataset(out)
     entry = config_entry(config)
     folder = f"sequences/{config.folder}"
-    jobs = list(plan(dataset, config, entry["fingerprint"]))
-    dataset.declare("sequences", config.folder, entry, overwrite=overwrite)
-    stage = Stage("ingest", folder, "sequences", lambda: TaskExecutor(make_shard), address, num_cpus)
-    return run_stage(dataset, stage, find_missing(dataset, folder, jobs, overwrite=overwrite), console)
+    # The plan comes first: an input that cannot be used must not leave an empty dataset.
+    with plan_file(dataset, config, entry["fingerprint"]) as jobs:
+        dataset.declare("sequences", config.folder, entry, overwrite=overwrite)
+        missing = find_missing(dataset, folder, jobs, overwrite=overwrite)
+        return run_stage(dataset, _stage(config.folder, address, num_cpus), missing, console)
+
+
+def retry_rejects(
+    config: SourceConfig,
+    out: str,
+    *,
+    address: str = LOCAL,
+    num_cpus: int | None = None,
+    console: Console | None = None,
+) -> Iterator[tuple[str, StageResult]]:
+    """Finishes the rounds of retries that were begun; if there was nothing to finish, begins the next one.
+
+    Every shard of the source itself must be committed.
+
+    Yields:
+        (folder below `sequences/`, result) of each round; nothing if there is nothing to try again.
+
+    Raises:
+        SourceError: if this source's rejects are final.
+    """
+    console = console or Console(stderr=True)
+    dataset = Dataset.existing(out)
+    entry = config_entry(config)
+    finished = False
+    for name in rounds(dataset, config.folder)[1:]:
+        result = _run_round(dataset, config, name, address, num_cpus, console)
+        finished |= bool(result.run.done)
+        yield name, result
+        if not result.complete:
+            return
+    if finished:
+        return
+    name, content, inputs = plan_round(dataset, config.folder, open_source(config).plan())
+    if inputs:
+        start_round(dataset, name, config.folder, content, entry, config.shard_size)
+        yield name, _run_round(dataset, config, name, address, num_cpus, console)
+
+
+def _run_round(
+    dataset: Dataset, config: SourceConfig, name: str, address: str, num_cpus: int | None, console: Console
+) -> StageResult:
+    recorded = dataset.info()["sequences"][name]["fingerprint"]
+    with plan_file(dataset, config, recorded, Round(name, round_units(dataset, name))) as jobs:
+        missing = find_missing(dataset, f"sequences/{name}", jobs)
+        return run_stage(dataset, _stage(name, address, num_cpus), missing, console)
+
+
+def _stage(folder: str, address: str, num_cpus: int | None) -> Stage[IngestJob]:
+    return Stage("ingest", f"sequences/{folder}", "sequences", lambda: TaskExecutor(make_shard), address, num_cpus)

@@ -7,11 +7,13 @@ and making it again gives the same bytes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from uvd.manifests.dataset import ConfigChangedError, Dataset, Shard
@@ -33,6 +35,8 @@ class FingerprintedJob(Protocol):
 
 J = TypeVar("J", bound=FingerprintedJob)
 _COUNTED = ("inputs", "used", "rejected", "partial", "sequences", "images", "tokens")
+_THREADS, _BATCH = 8, 64
+_NO_MORE: tuple[int | None, dict[str, Any]] = (None, {})
 
 
 @dataclass
@@ -50,63 +54,108 @@ class StageResult:
         return self.run.complete and self.existing + self.run.done == self.planned
 
 
+class MissingJobs(Generic[J]):
+    """The jobs of a plan whose shards are not committed; each iteration reads the plan anew, nothing is held."""
+
+    def __init__(self, plan: Iterable[J], planned: int, committed: NDArray[np.int64]) -> None:
+        self._plan, self._planned, self._committed = plan, planned, committed
+
+    def __len__(self) -> int:
+        return self._planned - len(self._committed)
+
+    def __iter__(self) -> Iterator[J]:
+        there = iter(self._committed)
+        known = next(there, None)
+        for job in self._plan:
+            if job.shard == known:
+                known = next(there, None)
+            else:
+                yield job
+
+
 @dataclass(frozen=True)
 class Missing(Generic[J]):
-    """The plan against what is committed."""
+    """The plan against what is committed: jobs to run, and totals over the shards that need none."""
 
-    jobs: list[J]
+    jobs: MissingJobs[J]
     planned: int
-    committed: dict[int, dict[str, Any]]
+    totals: Counter[str]
+
+    @property
+    def committed(self) -> int:
+        """Number of shards that are there."""
+        return self.planned - len(self.jobs)
 
 
-def find_missing(dataset: Dataset, folder: str, jobs: Sequence[J], *, overwrite: bool = False) -> Missing[J]:
+def find_missing(dataset: Dataset, folder: str, plan: Iterable[J], *, overwrite: bool = False) -> Missing[J]:
     """The jobs whose shard is not committed yet.
 
+    Reads the plan once and each committed manifest's metadata once, both in shard order, and keeps 8 bytes a committed
+    shard.
+
     Args:
+        plan: jobs by increasing shard; it is iterated again when the jobs are run, so no one-way iterator will do.
         overwrite: where a committed shard would be refused, drop them all and make them anew.
 
     Raises:
         ConfigChangedError: if a committed shard was made from something else, or is not in the plan.
+        ValueError: if the plan is a one-way iterator, or not in shard order.
     """
+    if iter(plan) is plan:
+        raise ValueError("the plan is an iterator, which can be read only once")
     try:
-        return _compare(dataset, folder, jobs)
+        return _compare(dataset, folder, plan)
     except ConfigChangedError:
         if not overwrite:
             raise
     section, _, name = folder.partition("/")
     dataset.drop(section, name)
-    return _compare(dataset, folder, jobs)
+    return _compare(dataset, folder, plan)
 
 
-def _essence(dataset: Dataset, shard: Shard) -> dict[str, Any]:
-    """What is needed of a manifest's metadata; token manifests hold a histogram besides."""
-    metadata = dataset.metadata(shard)
-    return {name: metadata[name] for name in ("fingerprint", *_COUNTED) if name in metadata}
+def _essences(dataset: Dataset, folder: str, numbers: NDArray[np.int64]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(shard number, what is needed of its manifest's metadata), read ahead by some threads, a batch at a time."""
+
+    def essence(number: int) -> tuple[int, dict[str, Any]]:
+        metadata = dataset.metadata(Shard(folder, number))  # token manifests hold a histogram besides
+        return number, {name: metadata[name] for name in ("fingerprint", *_COUNTED) if name in metadata}
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(numbers), _BATCH):
+            yield from pool.map(essence, numbers[start : start + _BATCH].tolist())
 
 
-def _compare(dataset: Dataset, folder: str, jobs: Sequence[J]) -> Missing[J]:
-    shards = {shard.number: shard for shard in dataset.shards(folder)}
-    with ThreadPoolExecutor(8) as pool:
-        committed = dict(zip(shards, pool.map(lambda shard: _essence(dataset, shard), shards.values()), strict=True))
-    missing: list[J] = []
-    planned: set[int] = set()
-    for job in jobs:
-        planned.add(job.shard)
-        known = committed.get(job.shard)
-        if known is None:
-            missing.append(job)
-        elif known["fingerprint"] != job.fingerprint:
+def _compare(dataset: Dataset, folder: str, plan: Iterable[J]) -> Missing[J]:
+    numbers = np.array([shard.number for shard in dataset.shards(folder)], np.int64)
+    committed = _essences(dataset, folder, numbers)
+    totals: Counter[str] = Counter()
+    extra: list[int] = []
+    planned, last = 0, -1
+    number, known = next(committed, _NO_MORE)
+    for job in plan:
+        if job.shard <= last:
+            raise ValueError(f"plan of {folder}: shard {job.shard} comes after {last}")
+        planned, last = planned + 1, job.shard
+        while number is not None and number < job.shard:
+            extra.append(number)
+            number, known = next(committed, _NO_MORE)
+        if number != job.shard:
+            continue
+        if known["fingerprint"] != job.fingerprint:
             raise ConfigChangedError(
                 f"shard {folder}/{job.shard:06d} was made from other inputs than those planned now "
                 "(files added, removed or changed). Use another dataset or name, or --overwrite to make it anew."
             )
-    extra = sorted(set(committed) - planned)
+        totals.update({name: value for name, value in known.items() if name in _COUNTED})
+        number, known = next(committed, _NO_MORE)
+    # What is left was not planned; its metadata does not matter.
+    extra += numbers[numbers > last].tolist()
     if extra:
         raise ConfigChangedError(
             f"{folder} holds {len(extra)} shards that are not planned now (first: {extra[0]:06d}): "
             "inputs are missing. Bring them back, or use --overwrite to make it anew."
         )
-    return Missing(missing, len(planned), committed)
+    return Missing(MissingJobs(plan, planned, numbers), planned, totals)
 
 
 @dataclass(frozen=True)
@@ -127,11 +176,9 @@ class Stage(Generic[J]):
 def run_stage(dataset: Dataset, stage: Stage[J], missing: Missing[J], console: Console) -> StageResult:
     """Runs the missing jobs, starting Ray only if there are any; totals cover existing and new shards."""
     dataset.sweep(stage.folder)
-    totals: Counter[str] = Counter()
-    for metadata in missing.committed.values():
-        totals.update({key: value for key, value in metadata.items() if key in _COUNTED})
-    result = StageResult(missing.planned, len(missing.committed), RunResult(), totals)
-    if not missing.jobs:
+    totals = Counter(missing.totals)
+    result = StageResult(missing.planned, missing.committed, RunResult(), totals)
+    if not len(missing.jobs):
         return result
     result.run = RunResult(interrupted=True)
     # Ray installs signal handlers of its own when it starts, so ours come after it.

@@ -14,16 +14,30 @@ class Reason(StrEnum):
 
     # fetching
     DNS = "dns"
+    DNS_TEMPORARY = "dns_temporary"
     CONNECT = "connect"
+    TLS = "tls"
     TIMEOUT = "timeout"
     HTTP_404 = "http_404"
+    HTTP_429 = "http_429"
     HTTP_4XX = "http_4xx"
     HTTP_5XX = "http_5xx"
+    HTTP_OTHER = "http_other"
     BAD_URL = "bad_url"
     BLOCKED_ADDRESS = "blocked_address"
     TOO_MANY_REDIRECTS = "too_many_redirects"
     OPTED_OUT_HEADER = "opted_out_header"
+    OPTED_OUT_ROBOTS = "opted_out_robots"
     TRUNCATED = "truncated"
+    # filters on what a list says, or on what was downloaded
+    FILTERED_SIDE = "filtered_side"
+    FILTERED_ASPECT = "filtered_aspect"
+    FILTERED_PUNSAFE = "filtered_punsafe"
+    FILTERED_PWATERMARK = "filtered_pwatermark"
+    FILTERED_SIMILARITY = "filtered_similarity"
+    FILTERED_AESTHETIC = "filtered_aesthetic"
+    FILTERED_HOST = "filtered_host"
+    FILTERED_CONSTANT = "filtered_constant"
     # files
     MISSING = "missing"
     UNREADABLE = "unreadable"
@@ -33,6 +47,8 @@ class Reason(StrEnum):
     BOMB = "bomb"
     TOO_SMALL = "too_small"
     DUPLICATE = "duplicate"
+    NEAR_DUPLICATE = "near_duplicate"
+    HASH_MISMATCH = "hash_mismatch"
     # video
     NOT_VIDEO = "not_video"
     TOO_SHORT = "too_short"
@@ -49,6 +65,24 @@ class Reason(StrEnum):
     CRASHED = "crashed"
     # assembly
     LEFTOVER = "leftover"
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same input may well be usable at another time, so that trying it again makes sense."""
+        return self in TRANSIENT_REASONS
+
+
+TRANSIENT_REASONS = frozenset(
+    {
+        Reason.DNS_TEMPORARY,
+        Reason.CONNECT,
+        Reason.TIMEOUT,
+        Reason.HTTP_429,
+        Reason.HTTP_5XX,
+        Reason.TRUNCATED,
+    }
+)
+"""What networks and servers get over. `truncated` is one of them because a cut download and a cut file look alike."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from uvd.sequences import Example, Reject, Resize, Seeds, Transform, fit
+from uvd.sequences import IMAGE_SIZE, Example, Reject, Resize, Seeds, Transform, fit
 from uvd.sequences.errors import UserError
+from uvd.sequences.geometry import MIN_RANDOM_CROP, Resample
 from uvd.sequences.layouts import LAYOUTS
 from uvd.sequences.reject import RejectedInput
 from uvd.sequences.seeds import split_of
@@ -47,6 +50,9 @@ class SourceConfig(BaseModel):
     shard_size: int = Field(1000, ge=1, le=100_000)
     """Planned inputs a shard."""
     resize: Resize = "center_crop"
+    resample: Resample = "area"
+    """`area`: pixels are averaged. `fast`: JPEGs are decoded at 1/2, 1/4 or 1/8 where that leaves enough, then the
+    cheapest filter: for web lists. `lanczos`: no shortcut, Pillow's Lanczos on the full image."""
     image_codec: Literal["jpeg", "lossless"] = "jpeg"
     """`jpeg`: photos as JPEG q95 4:4:4, annotations as PNG. `lossless`: everything as PNG."""
     layouts: dict[str, float] = {"single": 1.0}
@@ -99,6 +105,18 @@ class SourceConfig(BaseModel):
     def folder(self) -> str:
         return self.name
 
+    @property
+    def warning(self) -> str:
+        """What a person should know before a run with these settings starts; empty if there is nothing."""
+        return ""
+
+    @property
+    def scale_to(self) -> int | None:
+        """For `decode_image`: the shortest side, in pixels, that a photo may be decoded at; None for its full size."""
+        if self.resample != "fast":
+            return None
+        return ceil(IMAGE_SIZE / MIN_RANDOM_CROP) if self.resize == "random_crop" else IMAGE_SIZE
+
 
 @dataclass(frozen=True, slots=True)
 class WorkUnit:
@@ -110,14 +128,28 @@ class WorkUnit:
     """JSON-able; goes into the shard's fingerprint, so it names inputs with their size."""
 
 
+@dataclass(frozen=True, slots=True)
+class RetriedPart:
+    """Inputs of an earlier unit that are tried again, by increasing index."""
+
+    unit: WorkUnit
+    indices: tuple[int, ...]
+
+
 class Source(ABC):
-    """Subclass, set `config_class`, implement `plan` and `read`, and add one line to `uvd.sources.SOURCES`."""
+    """Subclass, set `config_class`, implement `plan` and `read`, and add one line to `uvd.sources.SOURCES`.
+
+    Attributes:
+        stages: wall time by stage, for run logs.
+        counters: whatever else a run log should say of a unit.
+    """
 
     config_class: ClassVar[type[SourceConfig]]
 
     def __init__(self, config: SourceConfig) -> None:
         self.config = config
         self.stages = StageTimes()
+        self.counters: Counter[str] = Counter()
 
     @abstractmethod
     def plan(self) -> Iterator[WorkUnit]:
@@ -134,12 +166,25 @@ class Source(ABC):
         Every index in `range(unit.num_inputs)` must appear in an example's `inputs` or in a reject.
         """
 
+    def read_again(self, part: RetriedPart, seeds: Seeds) -> Iterator[Example | Reject]:
+        """As `read`, but only the inputs of `part`, under their old indices; sources whose rejects may pass have it.
+
+        Args:
+            seeds: those that the part's unit was read with, so that an input becomes what it would have become.
+
+        Raises:
+            SourceError: if this source's rejects are final.
+        """
+        raise SourceError(
+            f"source {self.config.source!r} refuses nothing for a reason that passes: nothing to try again"
+        )
+
     def split(self, identity: str) -> str:
         return split_of(identity, self.config.holdout)
 
     def transform(self, width: int, height: int, seeds: Seeds) -> Transform:
-        """The example's one geometric transform, by the config's `resize`."""
-        return fit(width, height, self.config.resize, seeds.generator("crop"))
+        """The example's one geometric transform, by the config's `resize` and `resample`."""
+        return fit(width, height, self.config.resize, seeds.generator("crop"), self.config.resample)
 
 
 class SourceError(UserError):

@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from uvd.manifests.phash import distance, phash
 from uvd.sequences import Seeds, Transform, fit
 from uvd.sequences.errors import UserError
 from uvd.sequences.example import IMAGE_SIZE
+from uvd.sequences.phash import distance, phash
 from uvd.sequences.seeds import split_of
 from uvd.tokenize.training_drawings import DRAWINGS
 

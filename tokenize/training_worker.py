@@ -24,6 +24,7 @@ def train_on_workers(
     pool: Path | None = None,
     heldout: Path | None = None,
     resume: bool = False,
+    use_ray: bool = True,
     on_progress: Progress | None = None,
 ) -> None:
     """Trains on the pictures of a dataset's image shards or of a `.npy` file, on `config.num_workers` workers.
@@ -34,7 +35,8 @@ def train_on_workers(
         pool: `(N, 256, 256, 3)` uint8 RGB pictures instead of a dataset.
         heldout: such a file to measure on.
         resume: go on from the state in `out`, if there is one.
-        on_progress: called with each record of the log, from another thread if there are several workers.
+        use_ray: run as Ray Train workers (Ray must be initialised), else as one in this process.
+        on_progress: called with each record of the log, from another thread if Ray is used.
 
     Raises:
         DatasetError: if there are no pictures.
@@ -50,7 +52,7 @@ def train_on_workers(
         "heldout": None if heldout is None else str(heldout.expanduser().absolute()),
         "resume": resume,
     }
-    if config.num_workers == 1:
+    if not use_ray:
         train_worker(settings, on_progress)
         return
     out.mkdir(parents=True, exist_ok=True)

@@ -24,10 +24,10 @@ from uvd.manifests import (
 from uvd.manifests.codec import CodecError, decode, encode_jpeg, encode_png
 from uvd.manifests.dataset import ConservationError
 from uvd.manifests.find import find_sequence
-from uvd.manifests.phash import distance, phash
 from uvd.manifests.token_shard import decode_histogram
 from uvd.manifests.tokens import BOS, EOS, TokenFramingError, frame, unframe
 from uvd.sequences import Picture, Reason, Reject, VisualSequence
+from uvd.sequences.phash import distance, phash
 
 ENTRY = {"fingerprint": "f", "config": {}}
 

@@ -18,7 +18,7 @@ from uvd.sequences.errors import UserError
 from uvd.sources.images import ImagesConfig
 
 RUNNER = CliRunner()
-COMMANDS = ["ingest", "tokenize", "samples", "stats", "show", "verify", "doctor", "train", "prompt", "demo"]
+COMMANDS = ["ingest", "tokenize", "samples", "stats", "show", "verify", "dedup", "doctor", "train", "prompt", "demo"]
 NESTED = [
     *[("tokenizer", name) for name in ("train", "convert", "info", "reconstruct", "samples")],
     ("eval", "tokenizer"),

@@ -35,8 +35,9 @@ def made(tmp_path):
 def test_nothing_is_missing_when_all_is_there(made):
     dataset, jobs = made
     missing = find_missing(dataset, "sequences/images", jobs)
-    assert missing.jobs == []
-    assert sorted(missing.committed) == [0, 1, 2]
+    assert list(missing.jobs) == []
+    assert (missing.planned, missing.committed, len(missing.jobs)) == (3, 3, 0)
+    assert missing.totals == {"inputs": 6, "used": 6, "rejected": 0, "partial": 0, "sequences": 6, "images": 6}
 
 
 def test_a_shard_without_manifest_is_missing_and_its_files_are_swept(made):
@@ -65,7 +66,7 @@ def test_overwrite_keeps_what_is_right(made):
     dataset, jobs = made
     before = dataset_bytes(dataset.storage.local_root)
     dataset.declare("sequences", "images", dataset.info()["sequences"]["images"], overwrite=True)
-    assert find_missing(dataset, "sequences/images", jobs, overwrite=True).jobs == []
+    assert list(find_missing(dataset, "sequences/images", jobs, overwrite=True).jobs) == []
     assert dataset_bytes(dataset.storage.local_root) == before
 
 

@@ -57,7 +57,7 @@ JPEG = encoded(PHOTO, "JPEG", quality=95)
     [
         pytest.param(JPEG[: len(JPEG) // 2], Reason.TRUNCATED, id="truncated-jpeg"),
         pytest.param(encoded(PHOTO)[:-2000], Reason.TRUNCATED, id="truncated-png"),
-        pytest.param(encoded(PHOTO, "WEBP")[:-100], Reason.NOT_IMAGE, id="truncated-webp"),
+        pytest.param(encoded(PHOTO, "WEBP")[:-100], Reason.TRUNCATED, id="truncated-webp"),
         pytest.param(png_header(50_000, 50_000), Reason.BOMB, id="bomb"),
         pytest.param(png_header(10_000, 10_000), Reason.BOMB, id="small-bomb"),
         pytest.param(b"<html><body>404</body></html>", Reason.NOT_IMAGE, id="html"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -24,6 +25,13 @@ from uvd.sources.laion import LaionConfig, LaionSource
 
 CAPTION = "a caption that nobody may ever read again"
 FETCH = {"allow_private_hosts": True, "backoff_s": 0.01, "retries": 1, "total_timeout_s": 5.0}
+
+
+def closed_port() -> int:
+    """A port on which nothing listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -88,7 +96,7 @@ def test_every_row_becomes_a_picture_or_a_reject(photos, tmp_path):
         f"{photos}/page.jpg": "not_image",
         f"{photos}/tiny.png": "too_small",
         "file:///etc/hostname": "bad_url",
-        "http://127.0.0.1:1/a.jpg": "connect",
+        f"http://127.0.0.1:{closed_port()}/a.jpg": "connect",
         None: "bad_url",
     }
     good = [f"{photos}/{number}.jpg" for number in range(10)]
@@ -102,7 +110,7 @@ def test_every_row_becomes_a_picture_or_a_reject(photos, tmp_path):
 
 
 def test_pictures_are_those_of_their_urls(photos, tmp_path):
-    order = [7, 1, 9, 0, 7]
+    order = [7, 1, 9, 0, 3]
     listed = write_list(tmp_path / "list.parquet", [f"{photos}/{number}.jpg" for number in order])
     ingest(config(listed), tmp_path / "d")
     dataset = Dataset(str(tmp_path / "d"))
@@ -126,13 +134,13 @@ def test_captions_are_in_no_byte_that_is_written(photos, tmp_path):
     for name, data in content.items():
         assert b"caption" not in data.lower(), name
         assert b"nobody may ever" not in data.lower(), name
-        assert b"similarity" not in data.lower(), name
+        assert name == "dataset.json" or b"similarity" not in data.lower(), name
 
 
 @pytest.mark.parametrize(("written", "asked"), [("URL", "url"), ("url", "URL"), ("image_Url", "IMAGE_URL")])
 def test_the_column_is_found_without_regard_to_case(tmp_path, written, asked):
     listed = write_list(tmp_path / "list.parquet", ["ftp://a", "ftp://b"], written)
-    source = LaionSource(config(listed, url_column=asked))
+    source = LaionSource(config(listed, columns={"url": asked}))
     (unit,) = source.plan()
     assert [item.origin for item in source.read(unit, Seeds(0)) if isinstance(item, Reject)] == ["ftp://a", "ftp://b"]
 
@@ -140,7 +148,7 @@ def test_the_column_is_found_without_regard_to_case(tmp_path, written, asked):
 def test_a_missing_column_is_an_error_that_names_those_there_are(tmp_path):
     write_list(tmp_path / "lists" / "a.parquet", ["ftp://a"])
     write_list(tmp_path / "lists" / "b.parquet", ["ftp://b"], "link")
-    with pytest.raises(SourceError, match=r"b\.parquet has no column 'url'; it has TEXT, link, similarity"):
+    with pytest.raises(SourceError, match=r"b\.parquet has no column 'url' or 'image_url'; it has TEXT, link, sim"):
         list(LaionSource(config(tmp_path / "lists")).plan())
 
 
@@ -200,7 +208,7 @@ def test_the_limit_counts_over_all_files(tmp_path, limit):
 def test_a_url_that_is_not_utf8_is_one_reject(photos, tmp_path):
     """Parquet does not check that strings are UTF-8, and crawls hold some that are not."""
     good = f"{photos}/0.jpg".encode()
-    raw = [good, b"http://example.org/caf\xe9.jpg", good]
+    raw = [good, b"http://example.org/caf\xe9.jpg", f"{photos}/1.jpg".encode()]
     offsets = pa.array([0, *(sum(map(len, raw[: n + 1])) for n in range(3))], pa.int32()).buffers()[1]
     column = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"".join(raw))])
     pq.write_table(pa.table({"url": column}), tmp_path / "list.parquet")

@@ -259,7 +259,7 @@ def test_a_line_of_progress_names_step_and_losses():
 def test_two_workers_of_ray_train_end_where_one_does(pool, tmp_path):
     np.save(tmp_path / "pool.npy", pool, allow_pickle=False)
     config = TINY.model_copy(update={"adversarial_step": 3})
-    train_on_workers(config, tmp_path / "one", pool=tmp_path / "pool.npy")
+    train_on_workers(config, tmp_path / "one", pool=tmp_path / "pool.npy", use_ray=False)
     with ray_runtime(num_cpus=2):
         two = config.model_copy(update={"num_workers": 2})
         train_on_workers(two, tmp_path / "two", pool=tmp_path / "pool.npy")
