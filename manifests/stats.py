@@ -130,8 +130,8 @@ def statistics(dataset: Dataset) -> dict[str, Any]:
         ),
         "reject_hosts": rows(
             "select regexp_extract(origin, '^https?://([^/?#]+)', 1) host, reason, count(*)::bigint inputs "
-            "from rejects where not partial and origin similar to 'https?://.*' group by all order by inputs desc, host, reason "
-            f"limit {TOP_HOSTS}"
+            "from rejects where not partial and origin similar to 'https?://.*' "
+            f"group by all order by inputs desc, host, reason limit {TOP_HOSTS}"
         ),
         "accounting": _accounting(dataset),
         "tokens": _tokens(dataset),
