@@ -166,7 +166,7 @@ def ingest(
     with plan_file(dataset, config, entry["fingerprint"]) as jobs:
         dataset.declare("sequences", config.folder, entry, overwrite=overwrite)
         missing = find_missing(dataset, folder, jobs, overwrite=overwrite)
-        return run_stage(dataset, _stage(config.folder, address, num_cpus), missing, console)
+        return run_stage(dataset, _stage(config, config.folder, address, num_cpus), missing, console)
 
 
 def retry_rejects(
@@ -211,8 +211,10 @@ def _run_round(
     recorded = dataset.info()["sequences"][name]["fingerprint"]
     with plan_file(dataset, config, recorded, Round(name, round_units(dataset, name))) as jobs:
         missing = find_missing(dataset, f"sequences/{name}", jobs)
-        return run_stage(dataset, _stage(name, address, num_cpus), missing, console)
+        return run_stage(dataset, _stage(config, name, address, num_cpus), missing, console)
 
 
-def _stage(folder: str, address: str, num_cpus: int | None) -> Stage[IngestJob]:
-    return Stage("ingest", f"sequences/{folder}", "sequences", lambda: TaskExecutor(make_shard), address, num_cpus)
+def _stage(config: SourceConfig, folder: str, address: str, num_cpus: int | None) -> Stage[IngestJob]:
+    share = source_class(config.source).num_cpus
+    executor = lambda: TaskExecutor(make_shard, share)  # noqa: E731 - Ray is not there yet
+    return Stage("ingest", f"sequences/{folder}", "sequences", executor, address, num_cpus)

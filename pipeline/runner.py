@@ -64,9 +64,9 @@ class Observer(Protocol[J_contra, R_contra]):
 class TaskExecutor(Generic[J]):
     """Runs `function(job)` as Ray tasks; twice as many in flight as run at once, so no CPU waits for the driver."""
 
-    def __init__(self, function: Callable[[J], Any]) -> None:
-        self._remote = ray.remote(num_cpus=1, max_retries=0)(function)
-        self._limit = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    def __init__(self, function: Callable[[J], Any], num_cpus: float = 1.0) -> None:
+        self._remote = ray.remote(num_cpus=num_cpus, max_retries=0)(function)
+        self._limit = max(2, int(2 * ray.cluster_resources().get("CPU", 1) / num_cpus))
 
     def has_room(self, in_flight: int) -> bool:
         return in_flight < self._limit

@@ -145,6 +145,8 @@ class Source(ABC):
     """
 
     config_class: ClassVar[type[SourceConfig]]
+    num_cpus: ClassVar[float] = 1.0
+    """CPUs that Ray reserves for a shard; less for sources that wait for others most of the time."""
 
     def __init__(self, config: SourceConfig) -> None:
         self.config = config

@@ -60,6 +60,7 @@ class LaionConfig(SourceConfig):
 
 class LaionSource(Source):
     config_class: ClassVar[type[SourceConfig]] = LaionConfig
+    num_cpus: ClassVar[float] = 0.5  # while one shard waits for its slowest servers, another has the core
     config: LaionConfig
 
     def __init__(self, config: LaionConfig) -> None:

@@ -327,7 +327,7 @@ class TokenizerTraining:
 
     def _tensor(self, pictures: NDArray[np.uint8]) -> Tensor:
         """(N, H, W, 3) uint8 -> (N, 3, H, W) float in [0, 1], channels last, on the device."""
-        return torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device).permute(0, 3, 1, 2).float().div(255)
+        return torch.from_numpy(np.array(pictures)).to(self.device).permute(0, 3, 1, 2).float().div(255)
 
     @torch.no_grad()
     def _sheet(self) -> NDArray[np.uint8]:
