@@ -7,19 +7,18 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from commands_support import committed, finished, kill_worker, uvd, wait_for
 from tests_support import dataset_bytes, write_photo
 
 from uvd.manifests import Dataset
 from uvd.manifests.verify import verify
 
 TOKENIZER = Path(__file__).parents[1] / "data" / "muse-vqgan"
-DEADLINE_S = 120
 CONFIG = """
 source: images
 dataset: photos
@@ -30,17 +29,6 @@ resize: random_crop
 layouts: {{pairs: 1}}
 holdout: {{val: 0.2}}
 """
-
-
-def uvd(*arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "uvd.pipeline.cli", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finished(process: subprocess.Popen, code: int = 0) -> str:
-    output, _ = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == code, output
-    return output
 
 
 class Commands:
@@ -74,28 +62,6 @@ def calm(commands, tmp_path_factory) -> Path:
     finished(commands.ingest(out, "--num-cpus", "1"))
     finished(commands.tokenize(out, "--num-cpus", "1"))
     return out
-
-
-def wait_for(process: subprocess.Popen, condition) -> None:
-    end = time.monotonic() + DEADLINE_S
-    while not condition() and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.02)
-
-
-def committed(out: Path, section: str) -> int:
-    return sum(1 for path in (out / section).rglob("*.parquet") if "rejects" not in path.name)
-
-
-def kill_worker(driver: subprocess.Popen, doing: str) -> bool:
-    """Kills one Ray worker of this driver that is at work; says whether there was one."""
-    for child in psutil.Process(driver.pid).children(recursive=True):
-        try:
-            if child.cmdline()[:1] and child.cmdline()[0].startswith(f"ray::{doing}"):
-                child.kill()
-                return True
-        except psutil.Error:
-            continue
-    return False
 
 
 def assert_same(out: Path, calm: Path, sections: tuple[str, ...] = ("sequences", "tokens")) -> None:

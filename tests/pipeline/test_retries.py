@@ -16,7 +16,8 @@ from uvd.manifests.dataset import ConfigChangedError, Dataset
 from uvd.manifests.stats import query, statistics
 from uvd.manifests.verify import verify
 from uvd.pipeline.config import config_entry
-from uvd.pipeline.ingest import Round, ingest, make_shard, plan
+from uvd.pipeline.ingest import Round, ingest, make_shard, plan, retry_rejects
+from uvd.pipeline.ray_runtime import ray_runtime
 from uvd.pipeline.retries import plan_round, round_units, rounds, start_round
 from uvd.sources.base import SourceError
 from uvd.sources.images import ImagesConfig, ImagesSource
@@ -174,17 +175,16 @@ def test_a_round_is_the_same_whenever_it_is_killed(server, config, tmp_path):
 
 
 def test_through_ray_and_the_command_one_call_is_one_round(server, config, tmp_path):
-    from uvd.pipeline.ingest import retry_rejects
-
     out = str(tmp_path / "d")
     server.down = {2, 5}
-    assert ingest(config, out, num_cpus=1).complete
-    server.down = {5}
-    ((name, result),) = retry_rejects(config, out, num_cpus=1)
-    assert (name, result.complete, result.totals["used"], result.totals["rejected"]) == ("laion-retry1", True, 1, 1)
-    server.down = set()
-    assert [name for name, _ in retry_rejects(config, out, num_cpus=1)] == ["laion-retry1", "laion-retry2"]
-    assert [name for name, _ in retry_rejects(config, out, num_cpus=1)] == ["laion-retry1", "laion-retry2"]
+    with ray_runtime(num_cpus=1):
+        assert ingest(config, out).complete
+        server.down = {5}
+        ((name, result),) = retry_rejects(config, out)
+        assert (name, result.complete, result.totals["used"], result.totals["rejected"]) == ("laion-retry1", True, 1, 1)
+        server.down = set()
+        assert [name for name, _ in retry_rejects(config, out)] == ["laion-retry1", "laion-retry2"]
+        assert [name for name, _ in retry_rejects(config, out)] == ["laion-retry1", "laion-retry2"]
 
 
 def test_overwriting_the_source_drops_its_retries(server, config, tmp_path):

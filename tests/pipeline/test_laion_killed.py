@@ -1,0 +1,90 @@
+"""`uvd ingest laion` against a real server, killed in the middle: the same bytes, and every row accounted for."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from commands_support import committed, finished, kill_worker, uvd, wait_for
+from tests_support import dataset_bytes, write_photo
+
+from uvd.benchmarks.photo_host import url
+from uvd.manifests.dataset import Dataset
+from uvd.manifests.stats import statistics
+from uvd.manifests.verify import verify
+
+PORT = 18_742
+ROWS = 240
+CONFIG = """
+source: laion
+dataset: killed
+input: {urls}
+shard_size: 20
+fetch: {{allow_private_hosts: true, retries: 0}}
+"""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("laion")
+    for seed in range(24):
+        write_photo(folder / "photos" / f"{seed:02d}.jpg", seed, 1200, 1600)
+    pq.write_table(pa.table({"url": [url(number, PORT) for number in range(ROWS)]}), folder / "urls.parquet")
+    (folder / "laion.yaml").write_text(CONFIG.format(urls=folder / "urls.parquet"))
+    host = [sys.executable, "-m", "uvd.benchmarks.photo_host", str(folder / "photos"), str(PORT)]
+    with subprocess.Popen(host, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        yield folder / "laion.yaml"
+        server.terminate()
+
+
+def ingest(config: Path, out: Path, *more: str) -> subprocess.Popen:
+    return uvd("ingest", "laion", "--config", str(config), "--out", str(out), *more)
+
+
+@pytest.fixture(scope="module")
+def calm(config, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("calm") / "dataset"
+    finished(ingest(config, out, "--num-cpus", "1"))
+    return out
+
+
+def test_every_row_is_used_or_rejected(calm):
+    (row,) = statistics(Dataset.existing(str(calm)))["accounting"]
+    assert row["inputs"] == ROWS == row["used"] + row["rejected"]
+    assert row["rejected"] >= sum(number % 33 == 7 for number in range(ROWS))  # the 404s, and photos that repeat
+    assert verify(Dataset.existing(str(calm)), deep=True).problems == []
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killing_the_driver_costs_nothing(config, calm, tmp_path, seed):
+    out, rng = tmp_path / "d", random.Random(seed)
+    process = ingest(config, out)
+    target = rng.randrange(1, 8)
+    wait_for(process, lambda: committed(out, "sequences") >= target)
+    time.sleep(rng.uniform(0, 0.3))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finished(ingest(config, out))
+    assert dataset_bytes(out) == dataset_bytes(calm)
+
+
+def test_killing_workers_costs_nothing(config, calm, tmp_path):
+    out, killed = tmp_path / "d", 0
+    process = ingest(config, out)
+    while process.poll() is None and killed < 3:
+        time.sleep(0.15)
+        killed += kill_worker(process, "make_shard")
+    finished(process)
+    assert killed
+    assert dataset_bytes(out) == dataset_bytes(calm)
