@@ -205,7 +205,8 @@ def main() -> None:
         host = [sys.executable, "-m", "uvd.benchmarks.photo_host", str(folder / "photos"), str(PORT)]
         with subprocess.Popen(host, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None
-            server.stdout.readline()
+            if server.stdout.readline() != "ready\n":
+                raise RuntimeError(f"the web server did not start; is port {PORT} taken?")
             try:
                 outcomes = measure(arguments, python, urls, folder, cores)
             finally:

@@ -66,7 +66,7 @@ class PhotoHost(asyncio.Protocol):
 async def main(folder: Path, port: int) -> None:
     photos = [file.read_bytes() for file in sorted(folder.iterdir())]
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: PhotoHost(photos), "0.0.0.0", port, backlog=4096)
+    server = await loop.create_server(lambda: PhotoHost(photos), HOSTS, port, backlog=4096)
     print("ready", flush=True)
     await server.serve_forever()
 

@@ -67,7 +67,8 @@ def _retried(dataset: Dataset) -> pa.Table:
     columns = ["folder", "shard", "input"]
     tables = [pa.schema([REJECTS.field(name) for name in columns]).empty_table()]
     for name, entry in sorted(dataset.info()["sequences"].items()):
-        if "retry_of" in entry:
+        # A run may have been killed between recording a round and writing its plan: then there is no round.
+        if "retry_of" in entry and dataset.storage.exists(f"sequences/{name}/{RETRY_PLAN}"):
             plan = pq.read_table(io.BytesIO(dataset.storage.read(f"sequences/{name}/{RETRY_PLAN}")), columns=columns)
             size = entry["retry_shard_size"]
             tables += [plan.slice(shard.number * size, size) for shard in dataset.shards(f"sequences/{name}")]

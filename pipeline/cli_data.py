@@ -81,7 +81,7 @@ def tokenize(
     tokenizer: Annotated[str, typer.Option(help="Embedded tokenizer by name, or a folder.")] = "uvd-small",
     source: Annotated[list[str] | None, typer.Option(help="Source to tokenize, repeatable; all by default.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    batch_size: Annotated[int | None, typer.Option(help="Images a forward pass; 8 on CPU, 64 on GPU.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a forward pass; 8 on CPU, 64 on GPU.")] = None,
     precision: Annotated[
         str, typer.Option(help="fp32, or bf16: faster on a GPU, and how many ids differ from fp32 is printed.")
     ] = "fp32",

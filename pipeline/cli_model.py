@@ -70,10 +70,10 @@ def prompt(
     """
     from uvd.manifests.sheet import save_png
     from uvd.pipeline.showing import read_pictures
-    from uvd.tokenize.tokenizer import load_tokenizer
-    from uvd.trainer.prompt import load_model, predict_images, prompt_sheet
+    from uvd.tokenize.tokenizer import load_matching
+    from uvd.trainer.prompt import load_model, predict_images, prompt_sheet, trained_on
 
-    loaded = load_tokenizer(tokenizer)
+    loaded = load_matching(tokenizer, trained_on(model))
     transformer = load_model(model, tokenizer_fingerprint=loaded.fingerprint)
     context = read_pictures(images)
     predicted = predict_images(

@@ -131,7 +131,8 @@ def tokenizer_info(
 def _facts(tokenizer: Tokenizer) -> dict[str, Any]:
     """What `info` shows. Encoder and decoder count with the 1x1 convolution between them and the codebook."""
     from uvd.tokenize.flops import decoder_flops, encoder_flops
-    from uvd.tokenize.tokenizer import DECODER_KEYS, PREPROCESSING
+    from uvd.tokenize.state_dicts import DECODER_KEYS
+    from uvd.tokenize.tokenizer import PREPROCESSING
 
     model, config = tokenizer.model, tokenizer.model.config
     sizes = {"encoder": 0, "decoder": 0, "codebook": 0}

@@ -199,7 +199,7 @@ def retry_rejects(
             return
     if finished:
         return
-    name, content, inputs = plan_round(dataset, config.folder, open_source(config).plan())
+    name, content, inputs = plan_round(dataset, config.folder, open_source(config).plan(), config.shard_size)
     if inputs:
         start_round(dataset, name, config.folder, content, entry, config.shard_size)
         yield name, _run_round(dataset, config, name, address, num_cpus, console)

@@ -52,11 +52,12 @@ def _plan_path(name: str) -> str:
     return f"sequences/{name}/{RETRY_PLAN}"
 
 
-def plan_round(dataset: Dataset, source: str, units: Iterable[WorkUnit]) -> tuple[str, bytes, int]:
-    """Plans the next round: every input whose last verdict is transient.
+def plan_round(dataset: Dataset, source: str, units: Iterable[WorkUnit], shard_size: int) -> tuple[str, bytes, int]:
+    """Plans the next round: every input whose last verdict is transient. Holds about 1 kB an input while it does.
 
     Args:
         units: those of the source itself.
+        shard_size: inputs a shard, and a row group of the plan.
 
     Returns:
         the round's name, its plan as Parquet bytes, and the number of inputs (0: there is nothing to try again).
@@ -64,9 +65,10 @@ def plan_round(dataset: Dataset, source: str, units: Iterable[WorkUnit]) -> tupl
     names = rounds(dataset, source)
     rows = _open_rejects(dataset, names)
     places: dict[tuple[str, int, int], tuple[int, int]] = {}
+    recorded = dataset.info()["sequences"]
     for name in names[1:]:
+        size = recorded[name]["retry_shard_size"]
         for number, row in enumerate(read_plan(dataset, name).to_pylist()):
-            size = dataset.info()["sequences"][name]["retry_shard_size"]
             places[name, number // size, number % size] = (row["unit"], row["index"])
     located = sorted((*places.get((f, s, i), (s, i)), f, s, i) for f, s, i in rows)
     wanted = {unit for unit, *_ in located}
@@ -84,7 +86,7 @@ def plan_round(dataset: Dataset, source: str, units: Iterable[WorkUnit]) -> tupl
         for unit, index, folder, shard, number in located
     ]
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(planned, schema=PLAN), sink, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(planned, schema=PLAN), sink, compression="zstd", row_group_size=shard_size)
     return round_name(source, len(names)), sink.getvalue(), len(planned)
 
 
@@ -130,7 +132,9 @@ def round_units(dataset: Dataset, name: str) -> Iterator[WorkUnit]:
 
 def parts_of(dataset: Dataset, unit: WorkUnit) -> list[RetriedPart]:
     """What a shard of a round tries again, by the unit that it comes from."""
-    rows = read_plan(dataset, unit.payload["round"]).slice(unit.payload["first"], unit.num_inputs).to_pylist()
+    path = dataset.storage.full(_plan_path(unit.payload["round"]))
+    with dataset.storage.filesystem.open_input_file(path) as file:
+        rows = pq.ParquetFile(file).read_row_group(unit.shard).to_pylist()
     parts = []
     for number, group in groupby(rows, key=lambda row: row["unit"]):
         members = list(group)

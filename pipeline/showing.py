@@ -49,11 +49,12 @@ def _with_decoded(
     dataset: Dataset, key: str, tokenizer: str, pictures: list[NDArray[np.uint8]], labels: list[str], columns: int
 ) -> tuple[list[NDArray[np.uint8]], list[str]]:
     """Rows of pictures and rows of their decoded tokens by turns; the last row is filled up with blanks."""
-    from uvd.tokenize.tokenizer import load_tokenizer
+    from uvd.tokenize.tokenizer import find_folder, load_matching
 
-    loaded = load_tokenizer(tokenizer)
-    shard, row = find_tokens(dataset, key, loaded.name)
-    if dataset.metadata(shard)["tokenizer_fingerprint"] != loaded.fingerprint:
+    shard, row = find_tokens(dataset, key, find_folder(tokenizer).name)
+    made_by = dataset.metadata(shard)["tokenizer_fingerprint"]
+    loaded = load_matching(tokenizer, made_by)
+    if made_by != loaded.fingerprint:
         raise DatasetError(f"the tokens of {key!r} were made by another tokenizer named {loaded.name!r}")
     decoded = list(loaded.decode(unframe(read_tokens(dataset, shard, row))))
     blank = np.full_like(pictures[0], 250)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,8 @@ from uvd.manifests.codec import CodecError
 from uvd.manifests.dataset import Dataset, DatasetError, Shard
 from uvd.manifests.fingerprint import fingerprint
 from uvd.manifests.image_shard import read_image_shard
+from uvd.manifests.tar import TarError
+from uvd.manifests.tokens import TOKENS_PER_IMAGE
 from uvd.pipeline.progress import ShardReport
 from uvd.pipeline.ray_runtime import LOCAL, ray_runtime
 from uvd.pipeline.runner import ActorExecutor
@@ -28,7 +31,7 @@ from uvd.sequences.errors import UserError
 from uvd.tokenize.batching import EncodingQueue
 from uvd.tokenize.engine import DECODE_THREADS, tokenize_shard
 from uvd.tokenize.precision import Flips, flips
-from uvd.tokenize.tokenizer import Precision, Tokenizer, find_folder, load_tokenizer
+from uvd.tokenize.tokenizer import Precision, Tokenizer, TokenizerError, find_folder, load_tokenizer
 
 Device = Literal["auto", "cpu", "cuda"]
 ALLOCATOR = {
@@ -116,18 +119,27 @@ class TokenizeActor:
                 "config_fingerprint": job.config_fingerprint,
             }
 
-        counts = tokenize_shard(
-            Dataset(job.dataset),
-            job.image_shard,
-            self._tokenizer.name,
-            self._queue,
-            job.fingerprint,
-            provenance,
-            self._decode_threads,
-        )
+        halvings = self._tokenizer.halvings
+        try:
+            counts = tokenize_shard(
+                Dataset(job.dataset),
+                job.image_shard,
+                self._tokenizer.name,
+                self._queue,
+                job.fingerprint,
+                provenance,
+                self._decode_threads,
+            )
+        finally:
+            if self._queue.broken:
+                # A failed device stays failed for this process: another one, perhaps elsewhere, tries the shard again.
+                os._exit(1)
         return ShardReport(
             shard=job.shard,
-            counts={name: getattr(counts, name) for name in ("sequences", "rejected", "images", "tokens", "bytes")},
+            counts={
+                **{name: getattr(counts, name) for name in ("sequences", "rejected", "images", "tokens", "bytes")},
+                "batch_halvings": self._tokenizer.halvings - halvings,
+            },
             seconds={"total": time.perf_counter() - start},
             host=socket.gethostname(),
         )
@@ -140,15 +152,20 @@ def plan(dataset: Dataset, source: str, config_fingerprint: str) -> Iterator[Tok
         yield TokenizeJob(dataset.uri, shard, sha, fingerprint([config_fingerprint, sha]), config_fingerprint)
 
 
-def measure_flips(settings: TokenizeSettings, dataset: str, shard: Shard) -> Flips:
-    """How many ids of a fixed set, the first pictures of a shard, differ from those of fp32."""
-    pictures: list[NDArray[np.uint8]] = []
-    for stored in read_image_shard(Dataset(dataset), shard):
-        # A damaged sequence is rejected when its shard is tokenized; here it is no loss.
-        with suppress(CodecError):
-            pictures += stored.iter_pictures()
+def measure_flips(settings: TokenizeSettings, dataset: str, sources: Sequence[str]) -> Flips | None:
+    """How many ids of a fixed set, the first pictures of the sources, differ from those of fp32; None without any."""
+    opened, pictures = Dataset(dataset), list[NDArray[np.uint8]]()
+    for shard in (shard for source in sources for shard in opened.shards(f"sequences/{source}")):
+        # What is damaged is refused when its shard is tokenized; here it is no loss.
+        with suppress(CodecError, TarError):
+            for stored in read_image_shard(opened, shard):
+                pictures += stored.iter_pictures()
+                if len(pictures) >= FLIP_PICTURES:
+                    break
         if len(pictures) >= FLIP_PICTURES:
             break
+    if not pictures:
+        return None
     chosen = np.stack(pictures[:FLIP_PICTURES])
     return flips(settings.load(), replace(settings, precision="fp32").load(), chosen)
 
@@ -180,6 +197,10 @@ def tokenize(
         raise DatasetError(f"no source {unknown[0]!r} in {dataset.uri}; there are {', '.join(dataset.sources())}")
     settings = replace(settings, tokenizer=str(find_folder(settings.tokenizer)))
     loaded = replace(settings, device="cpu", compiled=False).load()
+    if loaded.tokens_per_image != TOKENS_PER_IMAGE:
+        raise TokenizerError(
+            f"{loaded.name} makes {loaded.tokens_per_image} tokens of a picture; a dataset's have {TOKENS_PER_IMAGE}"
+        )
     entry = {"tokenizer": loaded.name, "tokenizer_fingerprint": loaded.fingerprint, "uvd_version": __version__}
     entry["fingerprint"] = fingerprint(entry)
     plans: list[tuple[str, str, Missing[TokenizeJob]]] = []
@@ -195,8 +216,10 @@ def tokenize(
         return _make_executor(_resolved(settings), num_gpus, len(jobs))
 
     with ray_runtime(address, num_cpus, ALLOCATOR) if jobs else nullcontext():
-        if jobs and settings.precision != "fp32":
-            _print_flips(_resolved(settings), jobs[0], console)
+        if jobs:
+            _check_gpus(_resolved(settings), num_gpus)
+            if settings.precision != "fp32":
+                _print_flips(_resolved(settings), dataset, sources or dataset.sources(), console)
         for source, folder, missing in plans:
             stage: Stage[TokenizeJob] = Stage("tokenize", folder, "images", executor, address, num_cpus, ALLOCATOR)
             result = run_stage(dataset, stage, missing, console)
@@ -205,26 +228,33 @@ def tokenize(
                 return
 
 
-def _print_flips(settings: TokenizeSettings, job: TokenizeJob, console: Console) -> None:
-    remote = ray.remote(num_cpus=1, num_gpus=1 if settings.device == "cuda" else 0)(measure_flips)
-    console.print(str(ray.get(remote.remote(settings, job.dataset, job.image_shard))), markup=False, highlight=False)
-
-
-def _make_executor(settings: TokenizeSettings, num_gpus: int | None, jobs: int) -> ActorExecutor[TokenizeJob]:
-    """One actor a GPU with several CPUs to decode for it, or one a CPU; no more than there are jobs.
-
+def _check_gpus(settings: TokenizeSettings, num_gpus: int | None) -> None:
+    """
     Raises:
         DeviceError: if Ray has fewer GPUs than asked for; waiting for them would never end.
     """
+    there, wanted = int(ray.cluster_resources().get("GPU", 0)), num_gpus or 1
+    if settings.device == "cuda" and there < wanted:
+        raise DeviceError(f"{wanted} GPU asked for, Ray has {there}; use --device cpu, or a machine with a GPU")
+
+
+def _print_flips(settings: TokenizeSettings, dataset: Dataset, sources: Sequence[str], console: Console) -> None:
+    remote = ray.remote(num_cpus=1, num_gpus=1 if settings.device == "cuda" else 0)(measure_flips)
+    found = ray.get(remote.remote(settings, dataset.uri, sources))
+    if found is not None:
+        console.print(str(found), markup=False, highlight=False)
+
+
+def _make_executor(settings: TokenizeSettings, num_gpus: int | None, jobs: int) -> ActorExecutor[TokenizeJob]:
+    """One actor a GPU with several CPUs to decode for it, or one a CPU; no more than there are jobs."""
     resources = ray.cluster_resources()
-    cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
     if settings.device == "cpu":
-        size, cpus_each, threads = cpus, 1, settings.decode_threads or DECODE_THREADS
+        size, cpus_each, threads = int(resources.get("CPU", 1)), 1, settings.decode_threads or DECODE_THREADS
     else:
-        size = num_gpus or max(1, gpus)
-        if gpus < size:
-            raise DeviceError(f"{size} GPU asked for, Ray has {gpus}; use --device cpu, or a machine with a GPU")
-        cpus_each = max(1, min(GPU_DECODE_THREADS, cpus // size))
+        size = num_gpus or int(resources["GPU"])
+        # As many CPUs as every machine with GPUs has for each of them, or some actors would never find a place.
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) >= 1]
+        cpus_each = max(1, min(GPU_DECODE_THREADS, *(int(node.get("CPU", 1) // node["GPU"]) for node in nodes)))
         threads = settings.decode_threads or cpus_each
     actor = ray.remote(
         num_cpus=cpus_each,

@@ -55,6 +55,8 @@ class EncodedSequence:
         self._ids = np.zeros((images, tokens), np.uint16)
         self._missing = images
         self._done = threading.Event()
+        if not images:
+            self._done.set()
         self._error: Exception | None = None
 
     @property
@@ -101,6 +103,8 @@ class EncodingQueue:
         self._full: deque[_Batch] = deque()
         self._feeders = 0
         self._closed = False
+        self.broken = False
+        """The device itself failed: nothing that this process asks of it can succeed any more."""
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="encoding", daemon=True)
         self._thread.start()
@@ -195,6 +199,7 @@ class EncodingQueue:
 
     def _fail(self, batch: _Batch, error: Exception) -> None:
         """Hands the error to everyone whose picture was in the batch; other batches go on."""
+        self.broken |= isinstance(error, torch.AcceleratorError)
         for sequence, _ in batch.targets:
             sequence.fail(error)
         self._recycle(batch)

@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from uvd.manifests.tokens import CODEBOOK_SIZE
-from uvd.tokenize.tokenizer import TokenizerError, load_tokenizer, load_weights, read_weights, weights_file
+from uvd.tokenize.state_dicts import TokenizerError, inflates, load_weights, read_weights, weights_file
+from uvd.tokenize.tokenizer import load_tokenizer
 from uvd.tokenize.vqgan import MAX_CONFIG_BYTES, VQGAN, VQGANConfig, VQGANError
 
 MAX_CHECKPOINT_BYTES = 16 << 30
@@ -288,9 +289,8 @@ def _load_pickle(file: Path) -> object:
 
 def _unknown_globals(file: Path) -> list[str]:
     """Classes and functions that the pickle names and torch does not know as harmless; nothing is loaded."""
-    with zipfile.ZipFile(file) as archive:
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise TokenizerError(f"{file} has compressed members, which torch never writes")
+    if inflates(file):
+        raise TokenizerError(f"{file} has compressed members, which torch never writes")
     return get_unsafe_globals_in_checkpoint(str(file))
 
 

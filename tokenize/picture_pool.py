@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from uvd.manifests.codec import CodecError
 from uvd.manifests.dataset import Dataset, DatasetError
 from uvd.manifests.fingerprint import fingerprint
 from uvd.manifests.image_shard import read_image_shard
 from uvd.sequences import IMAGE_SIZE
 
+log = logging.getLogger(__name__)
 DIGEST_PICTURES = 16
 PICTURE_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
 
@@ -56,9 +59,9 @@ def shard_pool(dataset: Dataset, cache: Path, split: str = "train", max_pictures
                 file.write(picture.tobytes())
                 written += 1
         temporary.rename(cache)
+    # An empty file stays: it says to other workers, and to the next run, that there is nothing.
     count = cache.stat().st_size // PICTURE_BYTES
     if not count:
-        cache.unlink()
         raise EmptySplitError(f"{dataset.uri} has no pictures in split {split!r}")
     return np.memmap(cache, np.uint8, "r", shape=(count, IMAGE_SIZE, IMAGE_SIZE, 3))
 
@@ -90,4 +93,8 @@ def _pictures(dataset: Dataset, split: str) -> Iterator[NDArray[np.uint8]]:
     for shard in dataset.all_shards("sequences"):
         for stored in read_image_shard(dataset, shard):
             if stored.row["split"] == split:
-                yield from stored.pictures()
+                try:
+                    yield from stored.pictures()
+                except CodecError as error:
+                    # Tokenizing rejects such a sequence; a tokenizer can be trained without it.
+                    log.warning("left out: %s: %s", stored.key, error)

@@ -60,7 +60,7 @@ class TrainedCodebook(nn.Module):
     @torch.no_grad()
     def start(self, latents: Tensor, batches: int, rng: np.random.Generator) -> None:
         """Clusters the `(N, D, h, w)` latents of several batches into the codebook by k-means (Lloyd's algorithm)."""
-        flat = _flatten(latents)
+        flat = self._gather(_flatten(latents))
         self.variance.copy_(flat.var(dim=0).mean())
         centres = flat[_draw(len(flat), len(self.codes), rng).to(flat.device)]
         for _ in range(KMEANS_ROUNDS):

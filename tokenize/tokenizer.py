@@ -19,25 +19,18 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from uvd.manifests.tokens import BOS, CODEBOOK_SIZE, EOS, PAD, VOCAB_SIZE
 from uvd.sequences import IMAGE_SIZE
-from uvd.sequences.errors import UserError
+from uvd.tokenize.state_dicts import TokenizerError, load_weights, read_weights, weights_file
 from uvd.tokenize.vqgan import VQGAN, VQGANConfig, VQGANError
 
 WEIGHTS = Path(__file__).parent / "weights"
 PREPROCESSING = "RGB uint8 / 255, range [0, 1], no mean or deviation"
 CPU_BATCH, GPU_BATCH = 8, 64
 Precision = Literal["fp32", "bf16"]
-DECODER_KEYS = ("decoder.", "post_quant_conv.")
 
 log = logging.getLogger(__name__)
-
-
-class TokenizerError(UserError):
-    """A tokenizer that cannot be loaded or used; the message names file and keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +82,7 @@ class Tokenizer:
         name: what datasets call it.
         fingerprint: sha256 over weights, config, preprocessing and precision: ids of different fingerprints do not mix.
         batch_size: images a forward pass; halved for good when the device's memory does not hold it.
+        halvings: how often that was.
     """
 
     def __init__(self, name: str, model: VQGAN, fingerprint: str, device: str, numerics: Numerics = Numerics()) -> None:
@@ -97,6 +91,7 @@ class Tokenizer:
         self.numerics = numerics
         self.device = torch.device(device)
         self.batch_size = numerics.batch_size or (GPU_BATCH if self.device.type == "cuda" else CPU_BATCH)
+        self.halvings = 0
         self.model = model.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
         self._latents: Callable[[torch.Tensor], torch.Tensor] = self.model.latents
         if numerics.compiled:
@@ -140,9 +135,10 @@ class Tokenizer:
             raise TokenizerError(f"sides {images.shape[1:3]} are not multiples of {self.stride}")
         tokens = (images.shape[1] // self.stride) * (images.shape[2] // self.stride)
         ids = np.empty((len(images), tokens), np.uint16)
-        for start in range(0, len(images), self.batch_size):
+        step = self.batch_size  # `launch` may halve it on the way
+        for start in range(0, len(images), step):
             # A copy, because torch refuses the strides that a flipped or cropped array may have.
-            part = torch.from_numpy(images[start : start + self.batch_size].copy())
+            part = torch.from_numpy(images[start : start + step].copy())
             ids[start : start + len(part)], finite = self.launch(part).wait()
             if not finite.all():
                 raise TokenizerError(f"tokenizer {self.name}: the encoder gave NaN or infinite latents")
@@ -168,7 +164,7 @@ class Tokenizer:
             finished = None
             if self._copies is not None:
                 finished = torch.cuda.Event()
-                finished.record()
+                finished.record(torch.cuda.current_stream(self.device))
             return LaunchedBatch(parts, finished)
 
     def decode(self, ids: NDArray[np.uint16]) -> NDArray[np.uint8]:
@@ -243,6 +239,7 @@ class Tokenizer:
                 f"tokenizer {self.name}: {self.device} has no memory for one image: {error}"
             ) from error
         self.batch_size //= 2
+        self.halvings += 1
         log.warning("%s is out of memory; going on with batches of %d images", self.device, self.batch_size)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -301,6 +298,15 @@ def load_tokenizer(
     return Tokenizer(folder.name, model, _fingerprint(config, file, precision), device, numerics)
 
 
+def load_matching(name_or_dir: str | Path, fingerprint: str | None, device: str = "auto") -> Tokenizer:
+    """The tokenizer in the precision that a fingerprint stands for; in fp32 if it is none of its own."""
+    exact = load_tokenizer(name_or_dir, device)
+    if fingerprint in (None, exact.fingerprint):
+        return exact
+    rounded = load_tokenizer(name_or_dir, device, precision="bf16")
+    return rounded if rounded.fingerprint == fingerprint else exact
+
+
 def find_folder(name_or_dir: str | Path) -> Path:
     """The folder of a tokenizer: an existing path, or an embedded one by name."""
     path = Path(name_or_dir).expanduser()
@@ -312,61 +318,6 @@ def find_folder(name_or_dir: str | Path) -> Path:
         return path.resolve()
     names = sorted(folder.name for folder in WEIGHTS.iterdir() if folder.is_dir()) if WEIGHTS.is_dir() else []
     raise TokenizerError(f"no tokenizer {str(name_or_dir)!r}: neither a folder nor one of {', '.join(names) or 'none'}")
-
-
-def weights_file(folder: Path) -> Path:
-    for name in ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return folder / name
-    raise TokenizerError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
-
-
-def read_weights(file: Path) -> dict[str, torch.Tensor]:
-    """Reads a state dict as fp32, never running code from the file.
-
-    Raises:
-        TokenizerError: if the file is damaged or holds anything but tensors.
-    """
-    try:
-        if file.suffix == ".safetensors":
-            state = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise TokenizerError(f"{file} cannot be read: {error}") from error
-    except Exception as error:
-        # torch.load reports forbidden content as pickle.UnpicklingError, whose module is not for importing here.
-        if type(error).__name__ == "UnpicklingError":
-            raise TokenizerError(f"{file} holds more than tensors and was not loaded: {error}") from error
-        raise
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise TokenizerError(f"{file} is not a state dict of tensors")
-    return {key: value.float() for key, value in state.items()}
-
-
-def load_weights(model: VQGAN, state: dict[str, torch.Tensor], origin: Path) -> None:
-    """Loads a state dict that must fit exactly, save for the decoder when the model has none.
-
-    Raises:
-        TokenizerError: names the missing, extra and misshaped keys.
-    """
-    if model.decoder is None:
-        state = {key: value for key, value in state.items() if not key.startswith(DECODER_KEYS)}
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    misshaped = [
-        f"{key} {tuple(state[key].shape)} instead of {expected[key]}"
-        for key in sorted(expected.keys() & state.keys())
-        if tuple(state[key].shape) != expected[key]
-    ]
-    problems = [
-        f"{len(names)} {label}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
-        for label, names in (("missing", missing), ("extra", extra), ("misshaped", misshaped))
-        if names
-    ]
-    if problems:
-        raise TokenizerError(f"{origin} does not fit its config: " + "; ".join(problems))
-    model.load_state_dict(state)
 
 
 def _fingerprint(config: VQGANConfig, file: Path, precision: Precision) -> str:

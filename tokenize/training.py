@@ -40,6 +40,7 @@ from uvd.tokenize.workers import Workers
 
 STATE = "training_state.pt"
 LOG = "training.jsonl"
+MEASURED = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class TokenizerTraining:
         self.seeds = Seeds(config.seed, ("tokenizer",))
         self.step = 0
         self.model = self._started()
+        self.workers.share(self.model.state_dict().values())
         self.average = _place(VQGAN(config.model), self.device)
         self.average.load_state_dict(self.model.state_dict())
         kind = LinearCodebook if config.codebook == "linear" else EmaCodebook
@@ -86,7 +88,8 @@ class TokenizerTraining:
         if self.config.norm_groups:
             start_weights(model)
         else:
-            linear_start(model, torch.cat([self._batch("start", n).cpu() for n in range(self.config.start_batches)]))
+            batches = range(self.config.start_batches)
+            linear_start(model, torch.cat([self._batch("start", number, whole=True).cpu() for number in batches]))
         return _place(model, self.device)
 
     def _make_discriminator(self) -> PatchDiscriminator | None:
@@ -161,6 +164,7 @@ class TokenizerTraining:
         if quantizing:
             codes, commitment, pull = self.codebook.quantize(latents, self.seeds.generator("revive", self.step))
             code_loss = config.commitment_cost * commitment + pull
+            self._share_codebook()
             quantized = latents + (codes - latents).detach()
         with self._autocast():
             decoded = self.model.reconstruct(quantized).float()
@@ -227,7 +231,9 @@ class TokenizerTraining:
         """One step with the workers' mean gradient, clipped."""
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.workers.average(parameter.grad for parameter in trained)
-        torch.nn.utils.clip_grad_norm_(trained, self.config.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.config.clip_norm)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"the gradient is {norm.item()} at step {self.step}; the last saved state is good")
         optimizer.step()
 
     def _set_learning_rate(self) -> None:
@@ -261,8 +267,13 @@ class TokenizerTraining:
         """Goes on with the averaged weights, whose latents are clustered."""
         self.model.load_state_dict(self.average.state_dict())
         batches = range(self.config.kmeans_batches)
-        latents = [self.model.latents(self._batch("kmeans", number, whole=True)) for number in batches]
+        latents = [self.model.latents(self._batch("kmeans", number)) for number in batches]
         self.codebook.start(torch.cat(latents), len(latents), self.seeds.generator("kmeans"))
+        self._share_codebook()
+
+    def _share_codebook(self) -> None:
+        """Sums on GPUs depend on the order of threads: without this, workers' codes would drift apart by last bits."""
+        self.workers.share([self.codebook.codes, *self.codebook.buffers()])
 
     def _save(self, log: TrainingLog) -> None:
         """Writes the export, a sheet, and the state to resume from, the state last and atomically."""
@@ -314,10 +325,10 @@ class TokenizerTraining:
 
     @torch.no_grad()
     def measure(self, pictures: PicturePool) -> dict[str, float]:
-        """Mean PSNR (dB) of whole pictures through the codebook, and how many codes they use."""
+        """Mean PSNR (dB) of whole pictures (at most 512) through the codebook, and how many codes they use."""
         psnr, used = [], torch.zeros(self.config.num_embeddings, dtype=torch.bool, device=self.device)
-        for index in range(len(pictures)):
-            image = self._tensor(pictures[index][None])
+        for index in np.unique(np.linspace(0, len(pictures) - 1, min(len(pictures), MEASURED)).astype(int)):
+            image = self._tensor(pictures[int(index)][None])
             ids = self.average.encode(image)
             side = image.shape[2] // self.config.model.downsampling
             error = float((self.average.decode(ids, side, side) - image).pow(2).mean())

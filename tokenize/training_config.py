@@ -65,7 +65,7 @@ class TokenizerTrainConfig(BaseModel):
     """Share of the discriminator's gradient against that of the reconstruction, at the last layer; 0 for none."""
     adversarial_step: int = Field(4000, ge=0)
     """The step from which the discriminator takes part."""
-    discriminator_channels: int = Field(32, ge=8)
+    discriminator_channels: int = Field(32, ge=8, multiple_of=8)
     discriminator_layers: int = Field(3, ge=1, le=5)
 
     codebook: Literal["ema", "linear"] = "linear"
@@ -80,6 +80,8 @@ class TokenizerTrainConfig(BaseModel):
     """Of the exported weights."""
     clip_norm: float = Field(1.0, gt=0)
 
+    max_pictures: int = Field(100_000, ge=1)
+    """Of a dataset: they are decoded once into the run's folder, 196,608 bytes each."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 autocasts the networks; losses and codebook stay fp32."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"

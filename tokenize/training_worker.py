@@ -8,7 +8,7 @@ from typing import Any
 
 from uvd.manifests.dataset import Dataset
 from uvd.tokenize.picture_pool import EmptySplitError, PicturePool, array_pool, shard_pool
-from uvd.tokenize.training import LOG, train_tokenizer
+from uvd.tokenize.training import LOG, MEASURED, train_tokenizer
 from uvd.tokenize.training_config import TokenizerTrainConfig
 from uvd.tokenize.training_log import Progress, Record, followed
 from uvd.tokenize.workers import Workers, fit_on_ray
@@ -78,11 +78,12 @@ def _pools(settings: dict[str, Any]) -> tuple[PicturePool, PicturePool | None]:
     if settings["dataset"] is None:
         return array_pool(Path(settings["pool"])), heldout
     dataset, cache = Dataset(settings["dataset"]), Path(settings["out"])
-    pool = shard_pool(dataset, cache)
+    limit = TokenizerTrainConfig(**settings["config"]).max_pictures
+    pool = shard_pool(dataset, cache, max_pictures=limit)
     if heldout is None:
         # A dataset need not hold anything out; then nothing is measured.
         with suppress(EmptySplitError):
-            heldout = shard_pool(dataset, cache, "val")
+            heldout = shard_pool(dataset, cache, "val", max_pictures=MEASURED)
     return pool, heldout
 
 

@@ -19,9 +19,12 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.train import RunConfig, ScalingConfig, WorkerGroupError
+from ray.train.torch import TorchConfig
 from torch.nn.parallel import DistributedDataParallel
 
 from uvd.sequences.errors import UserError
+
+WAIT_S = 6 * 3600
 
 
 class DeviceError(UserError):
@@ -98,6 +101,13 @@ class Workers:
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
+    @torch.no_grad()
+    def share(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Gives all workers what the first one has."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
     def agree(self, seconds: float) -> float:
         """The first worker's clock, so that all stop after the same step."""
         if self.count == 1:
@@ -143,6 +153,8 @@ def fit_on_ray(
     trainer = ray.train.torch.TorchTrainer(
         worker,
         train_loop_config=settings,
+        # The others wait while the first worker decodes a dataset, measures and saves.
+        torch_config=TorchConfig(timeout_s=WAIT_S),
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,
             use_gpu=use_gpu,

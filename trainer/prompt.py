@@ -74,6 +74,12 @@ def load_model(
     return model.to(device).eval()
 
 
+def trained_on(path: str | Path) -> str | None:
+    """Fingerprint of the tokenizer whose tokens a model was trained on; None for models that do not say."""
+    provenance = read_provenance(_model_folder(Path(path)))
+    return None if provenance is None else provenance.tokenizer_fingerprint
+
+
 def _model_folder(path: Path) -> Path:
     for folder in (path, path / "model", *reversed(checkpoints(path))):
         if (folder / "config.json").exists():

@@ -89,7 +89,7 @@ def make(dataset: Dataset, config: LaionConfig) -> None:
 
 
 def start_next_round(dataset: Dataset, config: LaionConfig) -> tuple[str, int]:
-    name, content, inputs = plan_round(dataset, config.folder, LaionSource(config).plan())
+    name, content, inputs = plan_round(dataset, config.folder, LaionSource(config).plan(), config.shard_size)
     if inputs:
         start_round(dataset, name, config.folder, content, config_entry(config), config.shard_size)
     return name, inputs
@@ -198,6 +198,17 @@ def test_overwriting_the_source_drops_its_retries(server, config, tmp_path):
     dataset.declare("sequences", "laion", config_entry(changed), overwrite=True)
     assert dataset.sources() == ["laion"]
     assert not (tmp_path / "d" / "sequences" / "laion-retry1").exists()
+
+
+def test_a_round_that_was_recorded_and_never_planned_is_no_round(server, config, tmp_path):
+    server.down = {2}
+    dataset = Dataset(str(tmp_path / "d"))
+    make(dataset, config)
+    name, _ = start_next_round(dataset, config)
+    (tmp_path / "d" / "sequences" / name / "plan.parquet").unlink()  # killed before it was written
+    assert query(dataset, "select count(*) n from rejects").to_pylist() == [{"n": 1}]
+    assert retry(dataset, config) == 1
+    assert verify(dataset).problems == []
 
 
 def test_a_damaged_plan_is_found(server, config, tmp_path):

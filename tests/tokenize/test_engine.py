@@ -219,6 +219,29 @@ def test_without_memory_the_batch_is_halved_until_it_fits_and_stays_so(photos, w
     assert (np.concatenate(found) == wanted).mean() > 0.999  # another batch shape: the last bit may differ
 
 
+def test_encode_gives_every_image_its_ids_though_the_batch_is_halved_on_the_way(photos, wanted):
+    tokenizer = exhausted_above(load_tokenizer("uvd-small", "cpu", batch_size=4, encoder_only=True), 2)
+    many = np.concatenate([photos, photos, photos])
+    assert (tokenizer.encode(many) == np.concatenate([wanted] * 3)).mean() > 0.999
+    assert (tokenizer.batch_size, tokenizer.halvings) == (2, 1)
+
+
+def test_a_failed_device_is_remembered():
+    class Broken(FakeEncoder):
+        def launch(self, images: torch.Tensor) -> FakeEncoder.Launched:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    with EncodingQueue(Broken()) as queue:
+        ((_, outcome_of_it),) = encode_all([("x", [grey(1)])], queue)
+        assert "illegal memory access" in str(outcome_of_it)
+        assert queue.broken
+
+
+def test_a_sequence_without_pictures_does_not_wait_for_ever():
+    with EncodingQueue(FakeEncoder()) as queue:
+        assert [outcome(ids) for _, ids in encode_all([("none", []), ("one", [grey(4)])], queue)] == [[], [4]]
+
+
 def test_no_memory_for_one_image_is_an_error(photos):
     tokenizer = exhausted_above(load_tokenizer("uvd-small", "cpu", batch_size=2, encoder_only=True), 0)
     with pytest.raises(TokenizerError, match="no memory for one image"):
