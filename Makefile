@@ -94,7 +94,8 @@ test-slow: setup ## The heavier checks too
 
 .PHONY: bench
 bench: setup ## Run the benchmarks; tables go to benchmarks/results
-	$(BIN)/python -m uvd.benchmarks.tokenize $(ARGS)
+	$(BIN)/python -m uvd.benchmarks.tokenize
+	$(BIN)/python -m uvd.benchmarks.laion
 
 .PHONY: lint
 lint: setup ## ruff (check and format) and mypy
