@@ -7,7 +7,6 @@ read-only and without access to other files.
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 from uvd.manifests.dataset import RETRY_PLAN, Dataset, DatasetError
 from uvd.manifests.schema import REJECTS, SEQUENCES, TOKENS
 from uvd.manifests.token_shard import decode_histogram
-from uvd.manifests.tokens import CODEBOOK_SIZE
+from uvd.manifests.tokens import CODEBOOK_SIZE, perplexity
 
 UVDV1_SHARES = {
     "unlabelled images": 88.5,
@@ -105,6 +104,7 @@ def statistics(dataset: Dataset) -> dict[str, Any]:
         table: pa.Table = connection.sql(sql).to_arrow_table()
         return table.to_pylist()
 
+    taken_up = {row["folder"]: row["n"] for row in rows("select folder, count(*)::bigint n from retried group by all")}
     by_source = rows(
         "select source, dataset, count(*)::bigint sequences, sum(num_images)::bigint images, sum(length)::bigint bytes "
         "from sequences group by all order by source, dataset"
@@ -134,7 +134,7 @@ def statistics(dataset: Dataset) -> dict[str, Any]:
             "from rejects where not partial and origin similar to 'https?://.*' "
             f"group by all order by inputs desc, host, reason limit {TOP_HOSTS}"
         ),
-        "accounting": _accounting(dataset),
+        "accounting": _accounting(dataset, taken_up),
         "tokens": _tokens(dataset),
     }
 
@@ -157,11 +157,10 @@ def _families(by_source: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _accounting(dataset: Dataset) -> list[dict[str, Any]]:
+def _accounting(dataset: Dataset, taken_up: Mapping[str, int]) -> list[dict[str, Any]]:
     """Inputs, used and rejected by source, summed over the manifests' metadata; `retried` of the rejected are inputs of
     a round of retries, which is a source of its own."""
     result = []
-    taken = Counter(_retried(dataset)["folder"].to_pylist())
     for source in dataset.sources():
         totals = dict.fromkeys(("inputs", "used", "rejected", "partial"), 0)
         shards = dataset.shards(f"sequences/{source}")
@@ -169,7 +168,7 @@ def _accounting(dataset: Dataset) -> list[dict[str, Any]]:
             metadata = dataset.metadata(shard)
             for name in totals:
                 totals[name] += metadata[name]
-        result.append({"source": source, "shards": len(shards), **totals, "retried": taken[source]})
+        result.append({"source": source, "shards": len(shards), **totals, "retried": taken_up.get(source, 0)})
     return result
 
 
@@ -190,13 +189,12 @@ def _tokens(dataset: Dataset) -> list[dict[str, Any]]:
 
 def codebook_use(histogram: np.ndarray) -> dict[str, float]:
     """Share of the 8192 codes that occur, in percent, and the perplexity (exp of the entropy) of their use."""
-    total = histogram.sum()
-    if not total:
+    used = np.count_nonzero(histogram)
+    if not used:
         return {"codes_used": 0.0, "perplexity": 0.0}
-    shares = histogram[histogram > 0] / total
     return {
-        "codes_used": 100 * len(shares) / CODEBOOK_SIZE,
-        "perplexity": float(np.exp(-(shares * np.log(shares)).sum())),
+        "codes_used": 100 * used / CODEBOOK_SIZE,
+        "perplexity": perplexity(histogram),
     }
 
 

@@ -42,3 +42,9 @@ def unframe(tokens: NDArray[np.uint16]) -> NDArray[np.uint16]:
     if int(body.max()) >= CODEBOOK_SIZE:
         raise TokenFramingError(f"id {int(body.max())} inside a sequence is not a code below {CODEBOOK_SIZE}")
     return body.reshape(-1, TOKENS_PER_IMAGE)
+
+
+def perplexity(histogram: NDArray[np.int64]) -> float:
+    """exp of the entropy (nats) of counts, of which at least one is above 0."""
+    share = histogram[histogram > 0] / histogram.sum()
+    return float(np.exp(-(share * np.log(share)).sum()))

@@ -87,15 +87,16 @@ def read_pictures(files: Sequence[Path]) -> NDArray[np.uint8]:
 
 def reconstruction_sheet(tokenizer: Tokenizer, pictures: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], float]:
     """Rows of originals, reconstructions and absolute errors; and the mean PSNR in dB."""
+    from uvd.tokenize.metrics import psnr
+
     decoded = tokenizer.decode(tokenizer.encode(pictures))
     difference = decoded.astype(np.int16) - pictures
-    errors = np.mean(np.square(difference.astype(np.float64)), axis=(1, 2, 3)).clip(1e-10)
-    psnr = 10 * np.log10(255**2 / errors)
+    decibels = psnr(np.mean(np.square(difference.astype(np.float64)), axis=(1, 2, 3)))
     columns, rows, labels = 8, [], []
     for start in range(0, len(pictures), columns):
         part = slice(start, start + columns)
         rows += [*pictures[part], *decoded[part], *np.abs(difference[part]).astype(np.uint8)]
         width = len(pictures[part])
-        labels += ["original"] * width + [f"{value:.1f} dB" for value in psnr[part]] + ["error"] * width
+        labels += ["original"] * width + [f"{value:.1f} dB" for value in decibels[part]] + ["error"] * width
     sheet = contact_sheet(rows, labels, columns=min(columns, len(pictures)), title=f"{tokenizer.name}: reconstructions")
-    return sheet, float(psnr.mean())
+    return sheet, float(decibels.mean())

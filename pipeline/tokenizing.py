@@ -209,11 +209,11 @@ def tokenize(
         dataset.declare("tokens", f"{loaded.name}/{source}", entry, overwrite=overwrite)
         missing = find_missing(dataset, folder, list(plan(dataset, source, entry["fingerprint"])), overwrite=overwrite)
         plans.append((source, folder, missing))
-    jobs = [job for _, _, missing in plans for job in missing.jobs]
+    jobs = sum(len(missing.jobs) for _, _, missing in plans)
 
     @functools.cache
     def executor() -> ActorExecutor[TokenizeJob]:
-        return _make_executor(_resolved(settings), num_gpus, len(jobs))
+        return _make_executor(_resolved(settings), num_gpus, jobs)
 
     with ray_runtime(address, num_cpus, ALLOCATOR) if jobs else nullcontext():
         if jobs:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from uvd.manifests.tokens import perplexity
 from uvd.tokenize.mobilenet import POOLED, MobileNetV2
 from uvd.tokenize.perceptual import LpipsLoss, perceptual_distance
 from uvd.tokenize.tokenizer import Vocabulary
@@ -217,12 +218,6 @@ def _windowed(values: NDArray[np.float64]) -> NDArray[np.float64]:
     kernel /= kernel.sum()
     means = cv2.sepFilter2D(values, cv2.CV_64F, kernel, kernel).reshape(values.shape)
     return means[radius:-radius, radius:-radius]
-
-
-def perplexity(histogram: NDArray[np.int64]) -> float:
-    """exp of the entropy (nats) of counts, of which at least one is above 0."""
-    share = histogram[histogram > 0] / histogram.sum()
-    return float(np.exp(-(share * np.log(share)).sum()))
 
 
 class FeatureMoments:

@@ -66,20 +66,19 @@ def train_worker(settings: dict[str, Any], on_progress: Progress | None = None) 
     workers = Workers(config.device, config.num_threads)
     if workers.rank:
         workers.wait()  # until the first worker has decoded the dataset's pictures
-    pool, heldout = _pools(settings)
+    pool, heldout = _pools(settings, config)
     if not workers.rank:
         workers.wait()
     out, resume = Path(settings["out"]), settings["resume"]
     train_tokenizer(config, pool, out, heldout=heldout, resume=resume, on_progress=on_progress, workers=workers)
 
 
-def _pools(settings: dict[str, Any]) -> tuple[PicturePool, PicturePool | None]:
+def _pools(settings: dict[str, Any], config: TokenizerTrainConfig) -> tuple[PicturePool, PicturePool | None]:
     heldout = None if settings["heldout"] is None else array_pool(Path(settings["heldout"]))
     if settings["dataset"] is None:
         return array_pool(Path(settings["pool"])), heldout
     dataset, cache = Dataset(settings["dataset"]), Path(settings["out"])
-    limit = TokenizerTrainConfig(**settings["config"]).max_pictures
-    pool = shard_pool(dataset, cache, max_pictures=limit)
+    pool = shard_pool(dataset, cache, max_pictures=config.max_pictures)
     if heldout is None:
         # A dataset need not hold anything out; then nothing is measured.
         with suppress(EmptySplitError):
