@@ -40,7 +40,8 @@ from uvd.sequences import Seeds
 
 PORT = 8742
 PEER = "img2dataset"
-SAMPLE_S = 0.5
+SAMPLE_S = 2.0
+"""Between two looks at the memory; each costs some 10 ms a process, of which we have more than the peer."""
 SIZES = ((640, 480), (800, 600), (1024, 768), (1280, 853))
 DISTINCT = 1500
 """Distinct photos; more URLs than that name some of them again."""

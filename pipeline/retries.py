@@ -15,7 +15,6 @@ from hashlib import sha256
 from itertools import groupby
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -92,6 +91,8 @@ def plan_round(dataset: Dataset, source: str, units: Iterable[WorkUnit], shard_s
 
 def _open_rejects(dataset: Dataset, names: list[str]) -> list[tuple[str, int, int]]:
     """(folder, shard, input) of transient rejects of all rounds that no later round has taken up."""
+    import duckdb  # the driver's matter: workers load this module too, and do without its 12 MB
+
     reasons = sorted(str(reason) for reason in TRANSIENT_REASONS)
     taken = [read_plan(dataset, name).select(["folder", "shard", "input"]) for name in names[1:]]
     found: list[tuple[str, int, int]] = []
