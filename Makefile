@@ -53,12 +53,12 @@ demo: setup ## Real inputs through every source to tokens, a trained model and p
 gallery: demo ## Draw the documentation's pictures from the demo's dataset
 	$(UVD) gallery --dataset demo/dataset --out docs/gallery
 
-# --- data: make SOURCE INPUT=… OUT=… [NAME=…] [CONFIG=…] [ARGS=…] -----------------------------------------------------
+# --- data: make SOURCE INPUT=… OUT=… [KIND=…] [NAME=…] [CONFIG=…] [ARGS=…] -------------------------------------------
 .PHONY: $(SOURCES)
 $(SOURCES): setup ## Ingest INPUT into the dataset OUT
 	@test -n '$(INPUT)' || { echo 'usage: make $@ INPUT=path [OUT=dataset] [NAME=name] [CONFIG=yaml] [ARGS="--set key=value …"]'; exit 2; }
 	$(UVD) ingest $@ --config $(or $(CONFIG),configs/$@.yaml) --out '$(OUT)' --set 'input="$(INPUT)"' \
-	  $(if $(NAME),--set name=$(NAME) --set dataset=$(NAME)) $(ARGS)
+	  $(if $(NAME),--set name=$(NAME) --set dataset=$(NAME)) $(if $(KIND),--set kind=$(KIND)) $(ARGS)
 
 .PHONY: tokenize
 tokenize: setup ## Tokenize the dataset OUT with TOKENIZER

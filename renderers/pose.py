@@ -109,13 +109,29 @@ def render_pose(
     >>> render_pose(np.zeros((2, 17, 3))).max()
     np.uint8(0)
     """
+    return render_openpose(openpose_joints(keypoints, threshold), size, background, threshold, half_width, radius)
+
+
+def render_openpose(
+    joints: ArrayLike,
+    size: int = IMAGE_SIZE,
+    background: NDArray[np.uint8] | None = None,
+    threshold: float = THRESHOLD,
+    half_width: int = HALF_WIDTH,
+    radius: int = RADIUS,
+) -> NDArray[np.uint8]:
+    """As `render_pose`, for data with a neck of its own: `(N, 18, 3)` OpenPose joints, x, y, score.
+
+    Raises:
+        ValueError: for joints of another shape, or a negative width or radius.
+    """
     if half_width < 0 or radius < 0:
         raise ValueError(f"half width {half_width} and radius {radius} must not be negative")
     picture = canvas(size, background)
-    for person in openpose_joints(keypoints, threshold):
-        joints = _pixel_joints(person, threshold)
-        _draw_limbs(picture, joints, half_width)
-        _draw_joints(picture, joints, radius)
+    for person in _as_joints(joints):
+        pixels = _pixel_joints(person, threshold)
+        _draw_limbs(picture, pixels, half_width)
+        _draw_joints(picture, pixels, radius)
     return picture
 
 
@@ -143,9 +159,26 @@ def visible_people(
     keypoints: ArrayLike, width: int = IMAGE_SIZE, height: int = IMAGE_SIZE, threshold: float = THRESHOLD
 ) -> NDArray[np.bool_]:
     """`(N,)` bool: which people have at least one limb's worth, two visible joints, inside a picture of that size."""
-    joints = openpose_joints(keypoints, threshold)
-    x, y, score = joints[..., 0], joints[..., 1], joints[..., 2]
+    return visible_skeletons(openpose_joints(keypoints, threshold), width, height, threshold)
+
+
+def visible_skeletons(
+    joints: ArrayLike, width: int = IMAGE_SIZE, height: int = IMAGE_SIZE, threshold: float = THRESHOLD
+) -> NDArray[np.bool_]:
+    """As `visible_people`, for `(N, 18, 3)` OpenPose joints."""
+    x, y, score = np.moveaxis(_as_joints(joints), 2, 0)
     return ((x > 0) & (x < width) & (y > 0) & (y < height) & (score >= threshold)).sum(axis=1) >= 2
+
+
+def _as_joints(joints: ArrayLike) -> NDArray[np.float64]:
+    """`(N, 18, 3)`; joints that are not finite become (0, 0) with score 0."""
+    people = np.array(joints, dtype=np.float64)
+    if people.size == 0:
+        return np.zeros((0, 18, 3))
+    if people.ndim != 3 or people.shape[1:] != (18, 3):
+        raise ValueError(f"joints have shape {people.shape}, expected (N, 18, 3)")
+    people[~np.isfinite(people).all(axis=2)] = 0
+    return people
 
 
 Joint = tuple[int, int] | None

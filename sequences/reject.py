@@ -38,6 +38,8 @@ class Reason(StrEnum):
     FILTERED_AESTHETIC = "filtered_aesthetic"
     FILTERED_HOST = "filtered_host"
     FILTERED_CONSTANT = "filtered_constant"
+    FILTERED_BLACK = "filtered_black"
+    FILTERED_STATIC = "filtered_static"
     # files
     MISSING = "missing"
     UNREADABLE = "unreadable"

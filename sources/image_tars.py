@@ -46,11 +46,12 @@ class DamagedTarError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """A plain file in a tar, and where its headers begin."""
+    """A plain file in a tar, and where its headers and its content begin."""
 
     name: str
     size: int
     start: int
+    content: int
 
     @property
     def key(self) -> str:
@@ -136,7 +137,7 @@ def _members(cursor: _Cursor, end: int, *, whole: bool = False) -> Iterator[TarM
         if content + size > end:
             raise DamagedTarError("it ends in the middle of a member")
         if kind in _PLAIN:
-            yield TarMember(extended.get("path", name), size, start)
+            yield TarMember(extended.get("path", name), size, start, content)
         cursor.skip_to(min(content + _padded(size), end))
         start, extended = cursor.position, {}
     if whole:
@@ -186,6 +187,17 @@ def _extension(kind: bytes, data: bytes) -> dict[str, Any]:
     return found
 
 
+def list_members(place: InputPlace, file: InputFile) -> Iterator[TarMember]:
+    """All plain files of a tar, from its headers alone where the place can seek.
+
+    Raises:
+        DamagedTarError: where a header is damaged, or the tar ends without its end marker.
+        OSError: disk or network failed.
+    """
+    with _opened(place, file, 0, file.bytes) as cursor:
+        yield from _members(cursor, file.bytes, whole=True)
+
+
 def find_spans(place: InputPlace, file: InputFile, shard_size: int) -> tuple[list[TarSpan], str]:
     """Cuts a tar into spans of `shard_size` samples, reading its headers once; and says why the rest is lost, if it is.
 
@@ -194,16 +206,15 @@ def find_spans(place: InputPlace, file: InputFile, shard_size: int) -> tuple[lis
     """
     starts: list[int] = []
     samples, key, damage = 0, None, ""
-    with _opened(place, file, 0, file.bytes) as cursor:
-        try:
-            for member in _members(cursor, file.bytes, whole=True):
-                if member.key != key:
-                    key = member.key
-                    if samples % shard_size == 0:
-                        starts.append(member.start)
-                    samples += 1
-        except DamagedTarError as error:
-            damage = str(error)
+    try:
+        for member in list_members(place, file):
+            if member.key != key:
+                key = member.key
+                if samples % shard_size == 0:
+                    starts.append(member.start)
+                samples += 1
+    except DamagedTarError as error:
+        damage = str(error)
     ends = [*starts[1:], file.bytes]
     spans = [
         TarSpan(start, end - start, min(shard_size, samples - number * shard_size))

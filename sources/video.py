@@ -1,199 +1,281 @@
-"""`video`: unlabelled clips → windows of 16 frames at strides 10, 20 and 30 (LVM paper, section 3.1), through PyAV.
+"""`video`: unlabelled clips → windows of 16 frames at strides 10, 20 and 30 (LVM paper, section 3.1).
 
-One sequential pass decodes a clip and keeps only the frames that some window wants, already resized: memory is bounded
-by the number of windows, not by the length of the clip. Packets are counted first (no decoding) to place the windows.
+What may be given: `video_inputs`. Which frames are chosen: `video_windows`. How they are decoded: `video_stream`, in a
+child process. Windows in memory are bounded by `FRAMES_AT_ONCE`, whatever the length of a clip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice
+from math import ceil
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-import av
 import numpy as np
-from av.error import FFmpegError
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from uvd.sequences import MAX_IMAGES, Example, Picture, Reason, Seeds
+from uvd.sequences import IMAGE_SIZE, MAX_IMAGES, Example, Picture, Reason, Reject, Seeds, Transform
+from uvd.sequences.geometry import MIN_RANDOM_CROP
 from uvd.sequences.reject import RejectedInput
-from uvd.sources.base import NOT_DATA, Item, ItemSource, SourceConfig
-from uvd.sources.decode import input_files
+from uvd.sources.base import NOT_DATA, Item, ItemSource, SourceConfig, WorkUnit
+from uvd.sources.decode import IMAGE_SUFFIXES, MAX_BYTES, MAX_PIXELS, list_files
+from uvd.sources.fetch import fetch_in_order
+from uvd.sources.fetch_config import FetchConfig
+from uvd.sources.input_place import absolute_place
+from uvd.sources.video_checks import WindowChecks
+from uvd.sources.video_clips import Clip, FileClip, FolderClip, ImageLimits, TarClip, natural_key
+from uvd.sources.video_decoder import FULL_SIZE, VideoDecoder, VideoLimits
+from uvd.sources.video_inputs import Format, VideoInputs
+from uvd.sources.video_windows import Placement, Window, at_rate, place_windows, split_scenes
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv"})
-MAX_FRAME_PIXELS = 7680 * 4320
-OPEN_OPTIONS = {
-    # No playlists (concat, HLS, DASH), which name other files and addresses.
-    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg",
-    "protocol_whitelist": "file",
-}
+FRAMES_AT_ONCE = 512
+"""Frames in memory, 100 MB; a clip with more wanted frames is read in several goes."""
+
+
+class VideoFetchConfig(FetchConfig):
+    """As for images, but for larger files; one is in memory at a time."""
+
+    max_bytes: int = Field(256 << 20, ge=1)
+    max_buffered_bytes: int = Field(256 << 20, ge=1, json_schema_extra=NOT_DATA)
+    total_timeout_s: float = Field(600.0, gt=0, json_schema_extra=NOT_DATA)
+
+
+class SceneConfig(BaseModel):
+    """Cut detection by PySceneDetect's content detector."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    detect: bool = False
+    """No sequence crosses a cut. Every frame has to be decoded for it."""
+    threshold: float = Field(27.0, gt=0)
+    """Mean change of hue, saturation and brightness from one frame to the next, 0 to 255, that makes a cut."""
 
 
 class VideoConfig(SourceConfig):
     """Settings of the `video` source."""
 
     source: Literal["video"] = "video"
-    input: Path = Field(json_schema_extra=NOT_DATA)
-    """Folder, searched recursively for video files."""
+    input: Annotated[str, BeforeValidator(absolute_place)] = Field(json_schema_extra=NOT_DATA)
+    """Video file, folder (searched recursively), glob pattern, or a CSV, TSV or Parquet list with a column `path`
+    (relative to the list) or `url`, and if wanted `start` and `end` in seconds."""
+    format: Format = "auto"
+    """`files`: videos. `frames`: folders of images, each a clip. `tars`: tars of images, each folder in them a clip.
+    `list`: as above. `auto`: a list if the input is one, else the first of videos, tars and frames that is there."""
     strides: tuple[int, ...] = (10, 20, 30)
     """Frames between two pictures of a sequence; each stride gives windows of its own."""
+    fps: float | None = Field(None, gt=0, le=240)
+    """Take frames at this rate before striding (video files only); none: as they are."""
+    placement: Placement = "end_to_end"
+    """`end_to_end`: one window after the other. `random`: where the seed puts them; they may overlap."""
     windows_per_stride: int = Field(4, ge=1, le=1000)
-    """Windows of one clip at one stride: end to end, then thinned to this many by the seed."""
+    """Windows of one input at one stride; more are thinned by the seed."""
+    windows_per_input: int | None = Field(None, ge=1)
+    """Windows of one input in all; more are thinned by the seed."""
     min_frames: int = Field(MAX_IMAGES, ge=2, le=MAX_IMAGES)
     """A clip too short for 16 frames at a stride gives one window of at least this many, or none."""
+    min_duration_s: float = Field(0.0, ge=0)
+    """Shorter video files are refused."""
+    scenes: SceneConfig = SceneConfig()
+    min_motion: float = Field(0.25, ge=0)
+    """Mean difference between successive frames of a window in grey levels, at 64x64; less is a still picture."""
+    max_black_frames: int = Field(0, ge=0, le=MAX_IMAGES)
+    """Frames of a window that may be black: 98 % of the pixels under a tenth of the range."""
     layouts: dict[str, float] = {"frames": 1.0}
+    segment_s: float = Field(240.0, ge=10)
+    """Long files are planned as several inputs of so many seconds; windows do not cross from one to the next."""
+    split_above: int = Field(128 << 20, ge=1)
+    """Bytes from which a file counts as long."""
     shard_size: int = Field(50, ge=1, le=100_000)
-    """Clips a shard."""
-    max_bytes: int = Field(4 << 30, ge=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The frames of one sequence: `count` frames from `start`, `stride` apart."""
-
-    start: int
-    stride: int
-    count: int
+    """Inputs a shard."""
+    shard_bytes: int = Field(512 << 20, ge=1)
+    """A shard is closed when its videos have so many bytes, even if it holds fewer inputs."""
+    max_bytes: int = Field(MAX_BYTES, ge=1)
+    """Largest image of a folder or tar of frames."""
+    max_pixels: int = Field(MAX_PIXELS, ge=1)
+    timeout_s: float = Field(120.0, gt=0, json_schema_extra=NOT_DATA)
+    """For an index, or for 48 MiB of decoded frames; a file that takes longer is refused."""
+    memory_bytes: int = Field(2 << 30, ge=256 << 20, json_schema_extra=NOT_DATA)
+    """Of the process that decodes."""
+    fetch: VideoFetchConfig = VideoFetchConfig()
 
     @property
-    def frames(self) -> range:
-        return range(self.start, self.start + self.stride * self.count, self.stride)
-
-
-def place_windows(
-    num_frames: int, strides: tuple[int, ...], per_stride: int, min_frames: int, seeds: Seeds
-) -> list[Window]:
-    """Windows of 16 frames end to end for each stride, thinned by the seed to at most `per_stride`.
-
-    A clip that is too short for 16 frames at a stride gives one window with as many as fit, if these are at least
-    `min_frames`.
-    """
-    windows = []
-    for stride in strides:
-        fit = (num_frames - 1) // stride + 1 if num_frames else 0
-        count = min(MAX_IMAGES, fit)
-        if count < min_frames:
-            continue
-        starts = range(0, num_frames - stride * (count - 1), stride * count)
-        chosen = np.arange(len(starts))
-        if len(starts) > per_stride:
-            chosen = np.sort(seeds.generator("windows", stride).choice(len(starts), per_stride, replace=False))
-        windows += [Window(starts[int(index)], stride, count) for index in chosen]
-    return windows
+    def short_side(self) -> int:
+        """Pixels to which frames are averaged down while they are converted."""
+        if self.resample == "lanczos":
+            return FULL_SIZE
+        return ceil(IMAGE_SIZE / MIN_RANDOM_CROP) if self.resize == "random_crop" else IMAGE_SIZE
 
 
 class VideoSource(ItemSource):
     config_class: ClassVar[type[SourceConfig]] = VideoConfig
     config: VideoConfig
 
+    def __init__(self, config: VideoConfig) -> None:
+        super().__init__(config)
+        self._decoder = VideoDecoder(VideoLimits(config.timeout_s, config.memory_bytes))
+        self._inputs = VideoInputs(
+            config.input, config.format, config.segment_s, config.split_above, 2, self._decoder.duration_s
+        )
+
     def items(self) -> Iterator[Item]:
-        for origin, size in input_files(self.config.input, VIDEO_SUFFIXES, "videos"):
-            yield {"origin": origin, "bytes": size}
+        yield from self._inputs.items()
+
+    def plan(self) -> Iterator[WorkUnit]:
+        """Shards end at `shard_size` inputs or `shard_bytes`, whatever comes first."""
+        shard, items, held = 0, list[Item](), 0
+        with closing(self._decoder):
+            for item in islice(self.items(), self.config.limit):
+                items.append(item)
+                held += item.get("bytes", 0)
+                if len(items) == self.config.shard_size or held >= self.config.shard_bytes:
+                    yield WorkUnit(shard, len(items), {"items": items})
+                    shard, items, held = shard + 1, [], 0
+            if items:
+                yield WorkUnit(shard, len(items), {"items": items})
+
+    def read(self, unit: WorkUnit, seeds: Seeds) -> Iterator[Example | Reject]:
+        with closing(self._decoder):
+            yield from super().read(unit, seeds)
 
     def examples(self, item: Item, index: int, seeds: Seeds) -> Iterator[Example]:
-        config, origin = self.config, item["origin"]
-        if item["bytes"] > config.max_bytes:
-            raise RejectedInput(Reason.TOO_LARGE, f"{item['bytes']} bytes, over {config.max_bytes}")
-        path = config.input / origin
-        if not path.is_file():
-            raise RejectedInput(Reason.MISSING, "no such file")
-        with self.stages("probe"):
-            num_frames = count_packets(path)
-        windows = place_windows(num_frames, config.strides, config.windows_per_stride, config.min_frames, seeds)
-        if not windows:
-            raise RejectedInput(
-                Reason.TOO_SHORT, f"{num_frames} frames, under {config.min_frames} at stride {min(config.strides)}"
-            )
-        wanted = sorted({number for window in windows for number in window.frames})
-        with self.stages("decode"):
-            pictures = dict(self._pictures(path, origin, wanted, seeds))
-        yield from self._windows(windows, pictures, index, origin)
+        with self._opened(item) as clip:
+            if len(clip.times_s) and clip.timed and item["start_s"] == 0 and item["end_s"] is None:
+                duration_s = float(clip.times_s[-1] - clip.times_s[0])
+                if duration_s < self.config.min_duration_s:
+                    raise RejectedInput(Reason.TOO_SHORT, f"{duration_s:.1f} s, under {self.config.min_duration_s:g}")
+            places = self._considered(clip)
+            windows = self._windows(clip, places, seeds)
+            if not windows and not clip.lacking:
+                raise RejectedInput(Reason.TOO_SHORT, self._too_short(len(places)))
+            yield from self._read_windows(clip, places, windows, index, item["origin"], seeds)
+            if clip.lacking:
+                whole = clip.lacking + len(clip.times_s)
+                raise RejectedInput(Reason.TRUNCATED, f"{clip.lacking} of {whole} announced frames are not there")
 
-    def _windows(
-        self, windows: list[Window], pictures: dict[int, Picture], index: int, origin: str
+    def _too_short(self, number: int) -> str:
+        return f"{number} frames, under {self.config.min_frames} at stride {min(self.config.strides)}"
+
+    @contextmanager
+    def _opened(self, item: Item) -> Iterator[Clip]:
+        """
+        Raises:
+            RejectedInput: not there, not what it should be, or refused when it was planned.
+        """
+        config, root = self.config, self._inputs.root
+        limits = ImageLimits(config.max_bytes, config.max_pixels)
+        if "refused" in item:
+            raise RejectedInput(Reason(item["refused"]), item["detail"])
+        with self.stages("index"):
+            if item["kind"] == "frames":
+                names = [name for name, _ in list_files(root / item["folder"], IMAGE_SUFFIXES) if "/" not in name]
+                clip: Clip = FolderClip(root / item["folder"], sorted(names, key=natural_key), limits)
+            elif item["kind"] == "tar":
+                clip = TarClip(root / item["tar"], item["folder"], IMAGE_SUFFIXES, limits)
+            elif item["kind"] == "file":
+                clip = FileClip(self._decoder, root / item["origin"], item["start_s"], item["end_s"])
+        if item["kind"] != "url":
+            yield clip
+            return
+        with tempfile.TemporaryDirectory(prefix="uvd-video-") as folder:
+            path = Path(folder) / "video"
+            with self.stages("fetch"):
+                path.write_bytes(self._fetched(item["url"]))
+            with self.stages("index"):
+                clip = FileClip(self._decoder, path, item["start_s"], item["end_s"])
+            yield clip
+
+    def _fetched(self, url: str) -> bytes:
+        with closing(fetch_in_order([url], self.config.fetch)) as bodies:  # type: ignore[type-var]
+            body = next(bodies)
+        if isinstance(body, RejectedInput):
+            raise body
+        return body
+
+    def _considered(self, clip: Clip) -> NDArray[np.int64]:
+        """Places of the frames that strides are counted over."""
+        if self.config.fps is not None and clip.timed:
+            return at_rate(clip.times_s, self.config.fps)
+        return np.arange(len(clip.times_s))
+
+    def _windows(self, clip: Clip, places: NDArray[np.int64], seeds: Seeds) -> list[Window]:
+        """Windows in the numbering of `places`, by their start."""
+        config = self.config
+        scenes = [(0, len(places))]
+        if config.scenes.detect and len(places):
+            with self.stages("cuts"):
+                cuts = clip.cuts(config.scenes.threshold)
+            scenes = split_scenes(np.searchsorted(places, cuts).tolist(), len(places))
+        windows = place_windows(
+            scenes, config.strides, config.windows_per_stride, config.min_frames, seeds, config.placement
+        )
+        if config.windows_per_input is not None and len(windows) > config.windows_per_input:
+            rng = seeds.generator("windows_per_input")
+            kept = np.sort(rng.choice(len(windows), config.windows_per_input, replace=False))
+            windows = [windows[int(number)] for number in kept]
+        return sorted(windows, key=lambda window: (window.start, window.stride))
+
+    def _read_windows(
+        self, clip: Clip, places: NDArray[np.int64], windows: list[Window], index: int, origin: str, seeds: Seeds
     ) -> Iterator[Example]:
-        split = self.split(origin)
-        missing = 0
-        for window in windows:
-            if all(number in pictures for number in window.frames):
-                frames = tuple(pictures[number] for number in window.frames)
-                yield Example((index,), self.config.dataset, split, frames, group=origin)
-            else:
-                missing += 1
-        if missing:
-            raise RejectedInput(Reason.TRUNCATED, f"{missing} of {len(windows)} windows lie beyond the last good frame")
+        """
+        Raises:
+            RejectedInput: at the end, if some windows could not be used; it says how many and why.
+        """
+        checks = WindowChecks(self.config.min_motion, self.config.max_black_frames)
+        lost: Counter[Reason] = Counter()
+        for group in _groups(windows):
+            wanted = sorted({int(places[number]) for window in group for number in window.frames})
+            with self.stages("decode"):
+                pictures = dict(self._pictures(clip, wanted, origin, seeds))
+            for window in group:
+                frames = [pictures.get(int(places[number])) for number in window.frames]
+                there = tuple(frame for frame in frames if frame is not None)
+                reason = checks.verdict([frame.pixels for frame in there]) if len(there) == window.count else None
+                if len(there) < window.count:
+                    lost[Reason.TRUNCATED] += 1
+                elif reason is not None:
+                    lost[reason] += 1
+                else:
+                    yield Example((index,), self.config.dataset, self.split(origin), there, group=origin)
+        if lost:
+            said = ", ".join(f"{number} {_LOST[reason]}" for reason, number in sorted(lost.items()))
+            raise RejectedInput(min(lost, key=list(_LOST).index), f"of {len(windows)} windows {said}")
 
-    def _pictures(self, path: Path, origin: str, wanted: list[int], seeds: Seeds) -> Iterator[tuple[int, Picture]]:
-        transform = None
-        for number, pixels in decode_frames(path, wanted):
-            size = (pixels.shape[1], pixels.shape[0])
+    def _pictures(self, clip: Clip, wanted: Sequence[int], origin: str, seeds: Seeds) -> Iterator[tuple[int, Picture]]:
+        transform: Transform | None = None
+        first: tuple[Any, ...] = ()
+        for frame in clip.frames(wanted, self.config.short_side):
+            shape = (frame.size, frame.pixels.shape)
             if transform is None:
-                first, transform = size, self.transform(*size, seeds)
-            if size != first:
-                raise RejectedInput(Reason.NOT_VIDEO, f"frame {number} is {size}, the first was {first}")
-            yield number, Picture("frame", transform.image(pixels), origin, size, number)
+                first = shape
+                transform = self.transform(frame.pixels.shape[1], frame.pixels.shape[0], seeds)
+            if shape != first:
+                raise RejectedInput(Reason.NOT_VIDEO, f"frame {frame.index} is {frame.size}, the first was {first[0]}")
+            yield frame.place, Picture("frame", transform.image(frame.pixels), origin, frame.size, frame.index)
 
 
-def count_packets(path: Path) -> int:
-    """Video packets in a file: its number of frames, up to a damaged tail; reads without decoding.
-
-    Raises:
-        RejectedInput: not a video, or no video stream.
-    """
-    count = 0
-    try:
-        with av.open(str(path), options=OPEN_OPTIONS, metadata_errors="ignore") as container:
-            if not container.streams.video:
-                raise RejectedInput(Reason.NOT_VIDEO, "no video stream")
-            for packet in container.demux(video=0):
-                count += packet.size > 0
-    except FFmpegError as error:
-        if not count:
-            raise RejectedInput(Reason.NOT_VIDEO, _short(error)) from error
-    return count
+_LOST = {
+    Reason.TRUNCATED: "with frames that cannot be decoded",
+    Reason.FILTERED_BLACK: "with black frames",
+    Reason.FILTERED_STATIC: "without motion",
+}
+"""Why windows are not used, gravest first."""
 
 
-def decode_frames(path: Path, wanted: list[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Decodes in order and yields (frame number, `(H, W, 3)` uint8 RGB, upright) of the `wanted` frames only.
-
-    A decoder error ends the iteration: what was decoded before it is good.
-
-    Raises:
-        RejectedInput: if the frames are too large.
-    """
-    remaining = iter(wanted)
-    target = next(remaining, None)
-    try:
-        with av.open(str(path), options=OPEN_OPTIONS, metadata_errors="ignore") as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "NONE"
-            _check_pixels(stream.codec_context.width, stream.codec_context.height)
-            for number, frame in enumerate(container.decode(stream)):
-                if target is None:
-                    return
-                if number < target:
-                    continue
-                _check_pixels(frame.width, frame.height)
-                yield number, _upright(frame)
-                target = next(remaining, None)
-    except FFmpegError:
-        # The caller sees which frames are missing and accounts for the windows that needed them.
-        return
-
-
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > MAX_FRAME_PIXELS:
-        raise RejectedInput(Reason.BOMB, f"frames of {width}x{height}, over {MAX_FRAME_PIXELS} pixels")
-
-
-def _upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    """The frame as RGB, turned by the rotation that the container announces (degrees, counter-clockwise)."""
-    pixels = frame.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4))
-
-
-def _short(error: FFmpegError) -> str:
-    """The library's message without the file's path, which is not part of the data."""
-    return str(error.strerror)[:200]
+def _groups(windows: Sequence[Window]) -> Iterator[list[Window]]:
+    """Windows, in order, with at most `FRAMES_AT_ONCE` frames a group."""
+    group: list[Window] = []
+    frames: set[int] = set()
+    for window in windows:
+        if group and len(frames | set(window.frames)) > FRAMES_AT_ONCE:
+            yield group
+            group, frames = [], set()
+        group.append(window)
+        frames |= set(window.frames)
+    if group:
+        yield group

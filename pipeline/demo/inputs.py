@@ -24,7 +24,7 @@ from rich.console import Console
 from uvd.pipeline.demo.packages import SamplesError, fetch_packages
 from uvd.pipeline.demo.scenes import lay_out_coco, lay_out_object_clips
 from uvd.sources.decode import decode_image
-from uvd.sources.video import decode_frames
+from uvd.sources.video_decoder import read_frames
 
 SKIMAGE, SKLEARN, GRADIO = "skimage/data", "sklearn/datasets/images", "gradio/media_assets"
 PHOTOS = (
@@ -108,7 +108,7 @@ def _photos(cache: Path, target: Path) -> None:
     (target / "not-an-image.jpg").write_text("<!doctype html><title>Not found</title>\n")
     for video in STILLS_OF:
         wanted = list(range(0, 901, STILL_EVERY))
-        for number, pixels in decode_frames(cache / video, wanted):
+        for number, pixels in read_frames(cache / video, wanted):
             _write_jpeg(target / f"{Path(video).stem}-{number:04d}.jpg", pixels)
 
 

@@ -23,7 +23,7 @@ from uvd.renderers.multiview_files import load_object
 from uvd.renderers.multiview_scene import UpAxis
 from uvd.sequences import Seeds
 from uvd.sources.decode import decode_image
-from uvd.sources.video import decode_frames
+from uvd.sources.video_decoder import read_frames
 
 SEEDS = Seeds(0, ("demo",))
 CLIP = "Sports2D/Demo/demo.mp4"
@@ -86,7 +86,7 @@ def _pose_folder(cache: Path) -> Path:
 
 def _people(cache: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     yield "astronaut.jpg", decode_image((cache / ASTRONAUT).read_bytes())[0]
-    for number, pixels in decode_frames(cache / CLIP, list(range(0, 230, PEOPLE_EVERY))):
+    for number, pixels in read_frames(cache / CLIP, list(range(0, 230, PEOPLE_EVERY))):
         yield f"walk-{number:04d}.jpg", pixels
 
 
@@ -163,7 +163,7 @@ def paste(scene: NDArray[np.uint8], cutout: Cutout, left: int, top: int, side: i
 def lay_out_object_clips(cache: Path, target: Path, backgrounds: list[NDArray[np.uint8]]) -> None:
     """Writes clips as `CLIP/frames` and `CLIP/masks`: a walking person, and objects that turn over a photo."""
     pose = BlazePose(_pose_folder(cache))
-    for number, pixels in decode_frames(cache / CLIP, list(range(0, 230, CLIP_EVERY))):
+    for number, pixels in read_frames(cache / CLIP, list(range(0, 230, CLIP_EVERY))):
         width = round(pixels.shape[1] * CLIP_HEIGHT / pixels.shape[0])
         frame = cv2.resize(pixels, (width, CLIP_HEIGHT), interpolation=cv2.INTER_AREA)
         people = [person.mask for person in pose.estimate(frame) if person.mask is not None]

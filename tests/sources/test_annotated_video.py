@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from annotated_support import config, ingest, read
 from PIL import Image
+from pydantic import ValidationError
 
-from uvd.manifests import Dataset, read_image_shard
-from uvd.manifests.verify import verify
-from uvd.pipeline.config import config_entry
-from uvd.pipeline.ingest import make_shard, plan
 from uvd.renderers.palette import PALETTE
 from uvd.sequences import Example, Reject, Seeds
+from uvd.sources.annotated import READERS, reader_class
 from uvd.sources.annotated_video import AnnotatedVideoConfig, AnnotatedVideoSource
 from uvd.sources.base import SourceError
 
@@ -43,31 +41,6 @@ def write_clip(root: Path, clip: str, numbers: range) -> None:
     for number in numbers:
         write_frame(root, clip, number)
         write_labels(root, clip, number)
-
-
-def config(root: Path, **more: Any) -> AnnotatedVideoConfig:
-    return AnnotatedVideoConfig.model_validate({"dataset": "d", "input": root} | more)
-
-
-def read(config: AnnotatedVideoConfig) -> tuple[list[Example], list[Reject]]:
-    source = AnnotatedVideoSource(config)
-    items = [item for unit in source.plan() for item in source.read(unit, Seeds(0, (unit.shard,)))]
-    return [item for item in items if isinstance(item, Example)], [item for item in items if isinstance(item, Reject)]
-
-
-def ingest(config: AnnotatedVideoConfig, out: Path) -> tuple[dict[str, int], dict[str, str], list[Any]]:
-    """Makes the one shard in this process: counts, reasons by origin, stored sequences."""
-    dataset, entry = Dataset(str(out)), config_entry(config)
-    dataset.declare("sequences", config.folder, entry)
-    (job,) = plan(dataset, config, entry["fingerprint"])
-    counts = make_shard(job).counts
-    assert counts["inputs"] == counts["used"] + counts["rejected"] == job.unit.num_inputs
-    assert verify(dataset, deep=True).problems == []
-    (shard,) = dataset.shards(f"sequences/{config.folder}")
-    rejects = dataset.rejects(shard).to_pylist()
-    reasons = {row["origin"]: row["reason"] for row in rejects}
-    assert len(reasons) == len(rejects)
-    return counts, reasons, list(read_image_shard(dataset, shard))
 
 
 def test_windows_of_eight_pairs(tmp_path):
@@ -105,7 +78,7 @@ def test_matching_is_by_name_not_by_order(tmp_path):
         write_labels(tmp_path / "in", "a", number + 1)
     counts, reasons, (stored,) = ingest(config(tmp_path / "in", layouts={"interleaved": 1}), tmp_path / "d")
     assert (counts["inputs"], counts["used"]) == (3, 1)
-    assert reasons == {"a/frames/f_00001.png": "no_annotation", "a/mask/f_00010.png": "no_annotation"}
+    assert reasons == {"a/frames/f_00001.png": "no_annotation", "a/mask/f_00010.png": "missing"}
     assert stored.row["indices"] == [number for number in range(2, 10) for _ in range(2)]
     for number, mask in zip(range(2, 10), stored.pictures()[1::2], strict=True):
         assert (mask[128, 128] == PALETTE[number]).all()
@@ -186,6 +159,14 @@ def test_two_files_of_one_name_are_both_accounted_for(tmp_path):
     assert {"a/frames/f_00001.jpg", "a/frames/f_00001.png"} <= named
 
 
+def test_what_a_mac_leaves_behind_is_no_input(tmp_path):
+    write_clip(tmp_path, "a", range(1, 4))
+    (tmp_path / "a" / "frames" / "._f_00001.png").write_bytes(b"x")
+    (tmp_path / "a" / ".AppleDouble").mkdir()
+    examples, rejects = read(config(tmp_path))
+    assert (len(examples), rejects) == (1, [])
+
+
 def test_a_clip_without_annotations_is_rejected(tmp_path):
     write_clip(tmp_path, "a", range(1, 3))
     write_frame(tmp_path, "b", 1)
@@ -210,3 +191,38 @@ def test_an_input_without_clips_is_an_error_that_names_it(tmp_path):
     for place in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(SourceError, match=str(place)):
             list(AnnotatedVideoSource(config(place)).plan())
+
+
+def test_a_window_without_any_annotation_in_the_crop_is_rejected(tmp_path):
+    """80x60 is cropped to its middle 60 columns: labels in the first ones are cut away."""
+    write_clip(tmp_path, "b", range(1, 3))
+    write_frame(tmp_path, "a", 1)
+    write_labels(tmp_path, "a", 1)
+    labels = np.zeros((60, 80), np.uint8)
+    labels[:, :8] = 3
+    Image.fromarray(labels).save(tmp_path / "a" / "mask" / "f_00001.png")
+    examples, rejects = read(config(tmp_path))
+    assert [(reject.origin, reject.reason) for reject in rejects] == [("a/frames/f_00001.png", "no_annotation")]
+    assert len(examples) == 1
+    assert len(read(config(tmp_path, resize="stretch"))[0]) == 2
+
+
+def test_every_kind_has_its_reader():
+    kinds = AnnotatedVideoConfig.model_json_schema()["properties"]["kind"]["enum"]
+    assert sorted(kinds) == sorted(READERS)
+    assert len({reader_class(kind) for kind in kinds}) == len(kinds)
+
+
+def test_a_setting_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(ValidationError, match="colour_by is a setting of kind vipseg, not of ava"):
+        config(tmp_path, kind="ava", colour_by="class")
+    dumped = config(tmp_path, kind="vipseg", colour_by="class").model_dump(mode="json")  # as workers get it
+    assert AnnotatedVideoConfig.model_validate(dumped).colour_by == "class"
+
+
+@pytest.mark.parametrize("kind", sorted(READERS))
+def test_an_input_of_another_form_is_an_error_that_says_what_was_expected(tmp_path, kind):
+    (tmp_path / "something.txt").write_text("else")
+    for place in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(SourceError, match=f"{tmp_path}.*expected"):
+            list(AnnotatedVideoSource(config(place, kind=kind)).plan())
