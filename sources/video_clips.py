@@ -145,8 +145,10 @@ def tar_frames(place: InputPlace, path: Path, suffixes: frozenset[str]) -> Itera
     """The image members of a tar.
 
     Raises:
-        RejectedInput: the tar is damaged.
+        RejectedInput: the tar is damaged, or not there any more.
     """
+    if not path.is_file():
+        raise RejectedInput(Reason.MISSING, "no such file")
     try:
         for member in list_members(place, InputFile(path.name, path.stat().st_size)):
             if member.suffix in suffixes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from glob import glob
-from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +27,10 @@ TAR_SUFFIXES = frozenset({".tar"})
 Format = Literal["auto", "files", "frames", "tars", "list"]
 _COLUMNS = {"path": pa.string(), "url": pa.string(), "start": pa.float64(), "end": pa.float64()}
 _GLOB = frozenset("*?[")
+MAX_TIME_S = 1e7
+"""Of an interval: 115 days."""
+MAX_SEGMENTS = 10_000
+"""Of one file, whatever length it claims: 27 days in pieces of 240 s."""
 
 
 class VideoInputs:
@@ -110,10 +113,12 @@ class VideoInputs:
             yield whole
             return
         try:
-            last_s = end_s if end_s is not None else self._duration_s(self.root / name)
+            said_s = self._duration_s(self.root / name)
         except RejectedInput:
-            last_s = 0.0  # the verdict comes when it is read
-        pieces = max(1, round((last_s - start_s) / self._segment_s))
+            yield whole  # the verdict comes when it is read
+            return
+        last_s = said_s if end_s is None else min(said_s or end_s, end_s)
+        pieces = min(max(1, round((last_s - start_s) / self._segment_s)), MAX_SEGMENTS)
         for piece in range(pieces):
             begin = start_s + piece * self._segment_s
             end = end_s if piece == pieces - 1 else begin + self._segment_s
@@ -152,7 +157,7 @@ class VideoInputs:
             name, url = row.get("path") or "", row.get("url") or ""
             start_s, end_s = row.get("start") or 0.0, row.get("end")
             origin = name or url or f"{path.name} row {number}"
-            if not (isfinite(start_s) and start_s >= 0 and (end_s is None or end_s > start_s)):
+            if not (0 <= start_s < (MAX_TIME_S if end_s is None else end_s) <= MAX_TIME_S):
                 yield {"kind": "row", "origin": origin, "refused": "bad_annotation", "detail": f"{start_s} to {end_s}"}
             elif name:
                 file = self.root / name

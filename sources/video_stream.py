@@ -34,6 +34,9 @@ MAX_FRAMES = 10_000_000
 """Of one index: 46 hours at 60 frames a second, 240 MB."""
 TOLERATED_SHARE = 0.02
 """Of the announced frames: some containers count a few that are never shown."""
+REFRESH_S = 10.0
+"""After this long a stream whose keyframes are no complete pictures has been renewed."""
+_NEVER = 1 << 62
 SEEK_FRAMES = 12
 """A seek costs about as much as decoding this many frames, so shorter stretches are decoded and dropped."""
 logging.getLogger("libav").setLevel(logging.CRITICAL)  # what is wrong with a file goes into its reject
@@ -147,22 +150,37 @@ class _Stretch:
         self.end = None if end_s is None else self.origin + round(end_s / base)
 
 
-def _stamps(container: Any, stream: Any, stretch: _Stretch) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+_Found = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def _stamps(container: Any, stream: Any, stretch: _Stretch) -> _Found | None:
     """Timestamps of all frames and of keyframes, sorted; None if some are missing or the same."""
-    if stretch.start_s > 0:
-        container.seek(stretch.start, stream=stream, backward=True)
+    if stretch.start_s <= 0:
+        return _demuxed(container, stream, stretch)
+    for back_s in (0.0, 2.0, 10.0, np.inf):
+        begin = max(stretch.start_s - back_s, 0.0)
+        container.seek(stretch.origin + int(begin / stream.time_base), stream=stream, backward=True)
+        found = _demuxed(container, stream, stretch)
+        # Not every container seeks to keyframes; decoding has to begin at one.
+        if found is None or begin == 0 or (len(found[1]) and found[1][0] <= stretch.start):
+            return found
+    raise AssertionError("the last attempt begins at the start")
+
+
+def _demuxed(container: Any, stream: Any, stretch: _Stretch) -> _Found | None:
+    """`_stamps` from where the container stands."""
     stamps: list[int] = []
     keys: list[int] = []
     try:
         for packet in container.demux(stream):
             if packet.size == 0 or packet.is_discard:
                 continue
-            if packet.pts is None or packet.is_corrupt:
-                if packet.pts is None:
-                    return None
-                continue
+            if packet.pts is None:
+                return None
             if stretch.end is not None and (packet.dts if packet.dts is not None else packet.pts) >= stretch.end:
                 break
+            if packet.is_corrupt:
+                continue
             if packet.is_keyframe:
                 keys.append(packet.pts)
             if packet.pts >= stretch.start and (stretch.end is None or packet.pts < stretch.end):
@@ -222,12 +240,15 @@ def _decode_counted(container: Any, stream: Any, numbers: Sequence[int]) -> Iter
     places = {number: place for place, number in enumerate(numbers)}
     number, last = 0, max(numbers, default=-1)
     for packet in chain(_packets(container, stream), [None]):
-        for frame in _decode(stream, packet):
+        frames, damaged = _decode(stream, packet)
+        for frame in frames:
+            if frame.is_corrupt:
+                return
             if number in places:
                 yield places[number], frame
             number += 1
-        if number > last:
-            return
+        if number > last or damaged:
+            return  # behind damage nobody can count
 
 
 class _Walk:
@@ -237,6 +258,10 @@ class _Walk:
         self._container, self._stream, self._wanted = container, stream, wanted
         self._places = {stamp: place for place, stamp in enumerate(wanted.stamps)}
         self._packets = _packets(container, stream)
+        # Before `skip_frame` is set: the AV1 decoder takes what it is at its opening for good.
+        stream.codec_context.open(strict=False)
+        self._intact_from = _NEVER
+        """Stamp of the keyframe from which on frames are whole."""
         self._at = -1
         """Place among the keyframes of the last one that was read."""
 
@@ -247,14 +272,15 @@ class _Walk:
             for place, frame in self._group(max(key, 0), stamps):
                 left.discard(self._wanted.stamps[place])
                 yield place, frame
-            if stamps & left and key > 0:
+            if stamps & left:
                 # A damaged file, or one whose keyframes are no places to begin at (a gradual refresh).
-                yield from self._straight(key, {stamp for stamp in left if stamp >= min(stamps)})
+                yield from self._straight({stamp for stamp in left if stamp >= min(stamps)})
                 return
 
     def _group(self, key: int, stamps: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Decodes from a keyframe until all packets of `stamps` have been fed, and what the decoder then holds."""
         unfed, end, passed = set(stamps), max(stamps), 0
+        self._intact_from = _NEVER
         for packet in self._from_key(key):
             if packet.is_keyframe and packet.pts is not None:
                 # Frames shown before a keyframe may be stored behind it, but not behind the one after.
@@ -269,11 +295,13 @@ class _Walk:
                 break
         yield from self._drained(stamps)
 
-    def _straight(self, key: int, stamps: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Decodes without leaving anything out, from some keyframes before `key` to the last of `stamps`."""
-        self._at = len(self._wanted.keys)
+    def _straight(self, stamps: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Decodes from some seconds before to the last of `stamps`, without leaving anything out."""
+        begin = min(stamps) - int(REFRESH_S / self._stream.time_base)
+        self._container.seek(max(begin, int(self._stream.start_time or 0)), stream=self._stream, backward=True)
         left = set(stamps)
-        for packet in self._from_key(max(0, key - 3)):
+        self._intact_from = _NEVER
+        for packet in _packets(self._container, self._stream):
             for place, frame in self._fed(packet, left):
                 left.discard(frame.pts)
                 yield place, frame
@@ -282,16 +310,31 @@ class _Walk:
         yield from self._drained(left)
 
     def _fed(self, packet: Any, stamps: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Frames of `stamps` that a packet brings; none from damage on until the next keyframe.
+
+        FFmpeg conceals damage with what lay there before, and all frames that refer to it inherit that.
+        """
+        if self._intact_from == _NEVER and packet.is_keyframe and packet.pts is not None:
+            self._intact_from = packet.pts
         self._stream.codec_context.skip_frame = "DEFAULT" if packet.pts in stamps else "NONREF"
-        for frame in _decode(self._stream, packet):
-            if frame.pts in stamps:
-                yield self._places[frame.pts], frame
+        frames, damaged = _decode(self._stream, packet)
+        yield from self._intact(frames, stamps)
+        # Frames stored behind the first keyframe and shown before it lack what they refer to: no damage.
+        if damaged and (packet.pts is None or packet.pts >= self._intact_from):
+            self._intact_from = _NEVER
 
     def _drained(self, stamps: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        for frame in _decode(self._stream, None):
-            if frame.pts in stamps:
-                yield self._places[frame.pts], frame
+        yield from self._intact(_decode(self._stream, None)[0], stamps)
         self._stream.codec_context.flush_buffers()
+
+    def _intact(self, frames: list[av.VideoFrame], stamps: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        for frame in frames:
+            if frame.pts is None:
+                continue
+            if frame.pts >= self._intact_from and frame.is_corrupt:
+                self._intact_from = _NEVER
+            if frame.pts >= self._intact_from and frame.pts in stamps:
+                yield self._places[frame.pts], frame
 
     def _from_key(self, key: int) -> Iterator[Any]:
         """Packets from a keyframe on, reached by reading or by seeking, whatever is cheaper."""
@@ -328,12 +371,14 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
         return  # the tail of the file is damaged: the caller sees which frames are missing
 
 
-def _decode(stream: Any, packet: Any | None) -> list[av.VideoFrame]:
-    """Frames that a packet brings to light; None for what the decoder still holds."""
+def _decode(stream: Any, packet: Any | None) -> tuple[list[av.VideoFrame], bool]:
+    """(frames that a packet brings to light, whether it was damaged); None for what the decoder still holds."""
     try:
-        return list(stream.codec_context.decode(packet))
-    except (FFmpegError, EOFError):
-        return []  # a damaged packet: the caller sees which frames are missing
+        return list(stream.codec_context.decode(packet)), False
+    except EOFError:
+        return [], False
+    except FFmpegError:
+        return [], True  # the caller sees which frames are missing
 
 
 def short(error: Exception) -> str:

@@ -20,6 +20,9 @@ Placement = Literal["end_to_end", "random"]
 Scene = tuple[int, int]
 """First frame, and the one after the last."""
 
+ROUNDING_S = 0.001_001
+"""What two times may be off: Matroska and WebM write milliseconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -93,8 +96,9 @@ def at_rate(times_s: NDArray[np.float64], fps: float) -> NDArray[np.int64]:
     """
     if not len(times_s):
         return np.empty(0, np.int64)
-    # A hair later, so that a moment which falls on a frame finds it whatever the rounding.
-    moments = times_s[0] + np.arange(int((times_s[-1] - times_s[0]) * fps + 1e-6) + 1) / fps + 1e-6
+    # A moment that falls on a frame finds it whatever the rounding of both.
+    last = int((times_s[-1] - times_s[0] + ROUNDING_S) * fps)
+    moments = times_s[0] + np.arange(last + 1) / fps + ROUNDING_S
     return np.unique(np.searchsorted(times_s, moments, side="right") - 1)
 
 
