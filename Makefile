@@ -50,7 +50,7 @@ demo: setup ## Real inputs through every source to tokens, a trained model and p
 	$(UVD) demo --out demo
 
 .PHONY: gallery
-gallery: demo ## Draw the documentation's pictures from the demo's dataset
+gallery: demo ## Draw the documentation's pictures from the demo's dataset and sample clips
 	$(UVD) gallery --dataset demo/dataset --out docs/gallery
 
 # --- data: make SOURCE INPUT=… OUT=… [KIND=…] [NAME=…] [CONFIG=…] [ARGS=…] -------------------------------------------

@@ -101,7 +101,7 @@ def gallery(
     dataset: DatasetOption = "demo/dataset",
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("docs/gallery"),
 ) -> None:
-    """Draw the documentation's pictures from the demo's dataset."""
+    """Draw the documentation's pictures from the demo's dataset and sample clips."""
     from uvd.pipeline.demo.gallery import draw_gallery
 
     Console(stderr=True).print(f"wrote {draw_gallery(Dataset.existing(dataset), out)}", markup=False)

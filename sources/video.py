@@ -66,7 +66,7 @@ class VideoConfig(SourceConfig):
     format: Format = "auto"
     """`files`: videos. `frames`: folders of images, each a clip. `tars`: tars of images, each folder in them a clip.
     `list`: as above. `auto`: a list if the input is one, else the first of videos, tars and frames that is there."""
-    strides: tuple[int, ...] = (10, 20, 30)
+    strides: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field((10, 20, 30), min_length=1)
     """Frames between two pictures of a sequence; each stride gives windows of its own."""
     fps: float | None = Field(None, gt=0, le=240)
     """Take frames at this rate before striding (video files only); none: as they are."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import cv2
@@ -124,8 +124,8 @@ class TarClip(ImageClip):
     def __init__(self, path: Path, folder: str, suffixes: frozenset[str], limits: ImageLimits) -> None:
         self._place = InputPlace(str(path))
         self._path = path
-        members = [member for member in tar_frames(self._place, path, suffixes) if folder_of(member) == folder]
-        members.sort(key=lambda member: natural_key(member.name))
+        listed = _tar_folders(path, suffixes, path.stat().st_mtime_ns if path.is_file() else 0)
+        members = sorted(listed.get(folder, []), key=lambda member: natural_key(member.name))
         super().__init__([member.name for member in members], limits)
         self._members = members
 
@@ -155,6 +155,15 @@ def tar_frames(place: InputPlace, path: Path, suffixes: frozenset[str]) -> Itera
                 yield member
     except DamagedTarError as error:
         raise RejectedInput(Reason.TRUNCATED, str(error)) from error
+
+
+@lru_cache(maxsize=1)
+def _tar_folders(path: Path, suffixes: frozenset[str], changed_ns: int) -> dict[str, list[TarMember]]:
+    """The image members of a tar by folder; kept for the next clip of the same tar, as long as that is unchanged."""
+    folders: dict[str, list[TarMember]] = {}
+    for member in tar_frames(InputPlace(str(path)), path, suffixes):
+        folders.setdefault(folder_of(member), []).append(member)
+    return folders
 
 
 def folder_of(member: TarMember) -> str:

@@ -11,13 +11,15 @@ from typing import Any
 import av
 import cv2
 import numpy as np
-from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc, Interpolation
+from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from uvd.sequences import Reason
 from uvd.sequences.reject import RejectedInput
 
 Size = tuple[int, int]
+_reformatter = VideoReformatter()
+"""Keeps what it prepared for the last frame; for HDR that takes 2 seconds."""
 
 MAX_FRAME_PIXELS = 7680 * 4320
 HD_LINES = 720
@@ -48,7 +50,8 @@ def to_rgb(frame: av.VideoFrame, short_side: int, aspect: float = 1.0) -> NDArra
     elif frame.colorspace not in _KNOWN_MATRICES and min(frame.width, frame.height) >= HD_LINES:
         options = {"src_colorspace": Colorspace.ITU709}
     flags = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-    pixels = frame.to_ndarray(format="rgb24", width=kept[0], height=kept[1], interpolation=flags, **options)
+    scaled = _reformatter.reformat(frame, width=kept[0], height=kept[1], format="rgb24", interpolation=flags, **options)
+    pixels = scaled.to_ndarray()
     if frame.interlaced_frame:
         # One field is one moment; the other would be a comb where things move.
         pixels = cv2.resize(pixels[::2], (width, height), interpolation=cv2.INTER_AREA)

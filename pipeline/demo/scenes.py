@@ -62,7 +62,7 @@ def lay_out_coco(cache: Path, target: Path, backgrounds: list[NDArray[np.uint8]]
         for entry in found:
             annotations.append({"id": len(annotations) + 1, "image_id": identity, "iscrowd": 0, **entry})
 
-    pose = BlazePose(_pose_folder(cache))
+    pose = BlazePose(pose_folder(cache))
     for name, pixels in _people(cache):
         add(name, pixels, [_person_entry(person) for person in pose.estimate(pixels)])
     cutouts = {name: object_cutouts(cache / MODELS / name) for name in OBJECTS}
@@ -75,7 +75,7 @@ def lay_out_coco(cache: Path, target: Path, backgrounds: list[NDArray[np.uint8]]
     (target / "instances.json").write_text(json.dumps(content))
 
 
-def _pose_folder(cache: Path) -> Path:
+def pose_folder(cache: Path) -> Path:
     """The two networks lie in two folders of their package; the estimator wants one."""
     folder = cache / "blazepose"
     folder.mkdir(exist_ok=True)
@@ -162,7 +162,7 @@ def paste(scene: NDArray[np.uint8], cutout: Cutout, left: int, top: int, side: i
 
 def lay_out_object_clips(cache: Path, target: Path, backgrounds: list[NDArray[np.uint8]]) -> None:
     """Writes clips as `CLIP/frames` and `CLIP/masks`: a walking person, and objects that turn over a photo."""
-    pose = BlazePose(_pose_folder(cache))
+    pose = BlazePose(pose_folder(cache))
     for number, pixels in read_frames(cache / CLIP, list(range(0, 230, CLIP_EVERY))):
         width = round(pixels.shape[1] * CLIP_HEIGHT / pixels.shape[0])
         frame = cv2.resize(pixels, (width, CLIP_HEIGHT), interpolation=cv2.INTER_AREA)

@@ -69,3 +69,16 @@ def hang_or_answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArra
         time.sleep(600)
     size = request["size"]
     return {}, [np.full((len(request["cameras"]), size, size, 3), 128, dtype=np.uint8)]
+
+
+def hang_or_read_video(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+    """`video_child.handle`, but a file named `hang.*` never comes back, and `late.*` not when its frames are wanted."""
+    from uvd.sources.video_child import handle
+
+    stem = Path(request["path"]).stem
+    if stem == "hang" or (stem == "late" and request["operation"] == "frames"):
+        while True:
+            pass
+    if stem == "abort":
+        os.abort()
+    return handle(request)
