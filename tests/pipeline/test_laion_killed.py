@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from commands_support import committed, finished, kill_worker, uvd, wait_for
+from commands_support import finished, finished_despite_kills, killed_and_run_again, uvd
 from tests_support import dataset_bytes, write_photo
 
 from uvd.benchmarks.photo_host import url
@@ -68,23 +65,11 @@ def test_every_row_is_used_or_rejected(calm):
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_killing_the_driver_costs_nothing(config, calm, tmp_path, seed):
-    out, rng = tmp_path / "d", random.Random(seed)
-    process = ingest(config, out)
-    target = rng.randrange(1, 8)
-    wait_for(process, lambda: committed(out, "sequences") >= target)
-    time.sleep(rng.uniform(0, 0.3))
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    finished(ingest(config, out))
-    assert dataset_bytes(out) == dataset_bytes(calm)
+    killed_and_run_again(lambda: ingest(config, tmp_path / "d"), tmp_path / "d", seed, 8)
+    assert dataset_bytes(tmp_path / "d") == dataset_bytes(calm)
 
 
 def test_killing_workers_costs_nothing(config, calm, tmp_path):
-    out, killed = tmp_path / "d", 0
-    process = ingest(config, out)
-    while process.poll() is None and killed < 3:
-        time.sleep(0.15)
-        killed += kill_worker(process, "make_shard")
-    finished(process)
-    assert killed
+    out = tmp_path / "d"
+    assert finished_despite_kills(ingest(config, out), 0.15)
     assert dataset_bytes(out) == dataset_bytes(calm)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import random
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import psutil
 import pytest
-from commands_support import committed, finished, kill_worker, uvd, wait_for
+from commands_support import finished, finished_despite_kills, killed_and_run_again, uvd
 from tests_support import dataset_bytes
 from video_support import write_clip
 
@@ -70,26 +67,18 @@ def test_every_clip_is_used_or_rejected(calm):
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_killing_the_driver_costs_nothing(config, calm, tmp_path, seed):
-    out, rng = tmp_path / "d", random.Random(seed)
-    process = ingest(config, out)
-    target = rng.randrange(1, 5)
-    wait_for(process, lambda: committed(out, "sequences") >= target)
-    time.sleep(rng.uniform(0, 0.3))
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    finished(ingest(config, out))
-    assert dataset_bytes(out) == dataset_bytes(calm)
+    killed_and_run_again(lambda: ingest(config, tmp_path / "d"), tmp_path / "d", seed, 5)
+    assert dataset_bytes(tmp_path / "d") == dataset_bytes(calm)
 
 
 def test_killing_workers_costs_nothing_and_leaves_no_decoder(config, calm, tmp_path):
-    out, killed = tmp_path / "d", 0
-    process = ingest(config, out, "--num-cpus", "1")
-    while process.poll() is None and killed < 3:
-        time.sleep(0.3)
-        killed += kill_worker(process, "make_shard")
-    finished(process)
-    assert killed
+    out = tmp_path / "d"
+    assert finished_despite_kills(ingest(config, out, "--num-cpus", "1"), 0.3)
     assert dataset_bytes(out) == dataset_bytes(calm)
-    assert [
-        p for p in psutil.process_iter(["cmdline"]) if "uvd.sources.video_child:handle" in (p.info["cmdline"] or [])
-    ] == []
+    assert orphaned_decoders() == []
+
+
+def orphaned_decoders() -> list[psutil.Process]:
+    handler = "uvd.sources.video_child:handle"
+    found = psutil.process_iter(["cmdline", "ppid"])
+    return [process for process in found if handler in (process.info["cmdline"] or []) and process.info["ppid"] == 1]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -43,3 +46,25 @@ def kill_worker(driver: subprocess.Popen, doing: str) -> bool:
         except psutil.Error:
             continue
     return False
+
+
+def killed_and_run_again(start: Callable[[], subprocess.Popen], out: Path, seed: int, most: int) -> None:
+    """Kills an ingesting driver after some shards, fewer than `most`, and lets the same command finish."""
+    rng = random.Random(seed)
+    process = start()
+    target = rng.randrange(1, most)
+    wait_for(process, lambda: committed(out, "sequences") >= target)
+    time.sleep(rng.uniform(0, 0.3))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finished(start())
+
+
+def finished_despite_kills(process: subprocess.Popen, pause_s: float, most: int = 3) -> int:
+    """Kills up to `most` workers that make shards, and waits for the driver; how many were killed."""
+    killed = 0
+    while process.poll() is None and killed < most:
+        time.sleep(pause_s)
+        killed += kill_worker(process, "make_shard")
+    finished(process)
+    return killed
