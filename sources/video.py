@@ -1,16 +1,17 @@
 """`video`: unlabelled clips → windows of 16 frames at strides 10, 20 and 30 (LVM paper, section 3.1).
 
 What may be given: `video_inputs`. Which frames are chosen: `video_windows`. How they are decoded: `video_stream`, in a
-child process. Windows in memory are bounded by `FRAMES_AT_ONCE`, whatever the length of a clip.
+child process. One pass over a clip makes all of its windows; what is in memory does not grow with its length.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from itertools import islice
+from dataclasses import dataclass
+from itertools import chain, islice
 from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -27,14 +28,14 @@ from uvd.sources.decode import IMAGE_SUFFIXES, MAX_BYTES, MAX_PIXELS, list_files
 from uvd.sources.fetch import fetch_in_order
 from uvd.sources.fetch_config import FetchConfig
 from uvd.sources.input_place import absolute_place
-from uvd.sources.video_checks import WindowChecks
+from uvd.sources.video_checks import WindowChecks, small_grey
 from uvd.sources.video_clips import Clip, FileClip, FolderClip, ImageLimits, TarClip, natural_key
 from uvd.sources.video_decoder import FULL_SIZE, VideoDecoder, VideoLimits
 from uvd.sources.video_inputs import Format, VideoInputs
 from uvd.sources.video_windows import Placement, Window, at_rate, place_windows, split_scenes
 
-FRAMES_AT_ONCE = 512
-"""Frames in memory, 100 MB; a clip with more wanted frames is read in several goes."""
+MAX_HELD = 256
+"""Pictures kept for a window that lacks one, 50 MB, before the window is given up."""
 
 
 class VideoFetchConfig(FetchConfig):
@@ -98,7 +99,7 @@ class VideoConfig(SourceConfig):
     """Largest image of a folder or tar of frames."""
     max_pixels: int = Field(MAX_PIXELS, ge=1)
     timeout_s: float = Field(120.0, gt=0, json_schema_extra=NOT_DATA)
-    """For an index, or for 48 MiB of decoded frames; a file that takes longer is refused."""
+    """For an index, or for 8 MiB of decoded frames; a file that takes longer is refused."""
     memory_bytes: int = Field(2 << 30, ge=256 << 20, json_schema_extra=NOT_DATA)
     """Of the process that decodes."""
     fetch: VideoFetchConfig = VideoFetchConfig()
@@ -203,7 +204,7 @@ class VideoSource(ItemSource):
         return np.arange(len(clip.times_s))
 
     def _windows(self, clip: Clip, places: NDArray[np.int64], seeds: Seeds) -> list[Window]:
-        """Windows in the numbering of `places`, by their start."""
+        """Windows in the numbering of `places`, in the order in which they are complete."""
         config = self.config
         scenes = [(0, len(places))]
         if config.scenes.detect and len(places):
@@ -217,7 +218,7 @@ class VideoSource(ItemSource):
             rng = seeds.generator("windows_per_input")
             kept = np.sort(rng.choice(len(windows), config.windows_per_input, replace=False))
             windows = [windows[int(number)] for number in kept]
-        return sorted(windows, key=lambda window: (window.start, window.stride))
+        return sorted(windows, key=lambda window: (window.frames[-1], window.start))
 
     def _read_windows(
         self, clip: Clip, places: NDArray[np.int64], windows: list[Window], index: int, origin: str, seeds: Seeds
@@ -228,35 +229,49 @@ class VideoSource(ItemSource):
         """
         checks = WindowChecks(self.config.min_motion, self.config.max_black_frames)
         lost: Counter[Reason] = Counter()
-        for group in _groups(windows):
-            wanted = sorted({int(places[number]) for window in group for number in window.frames})
-            with self.stages("decode"):
-                pictures = dict(self._pictures(clip, wanted, origin, seeds))
-            for window in group:
-                frames = [pictures.get(int(places[number])) for number in window.frames]
-                there = tuple(frame for frame in frames if frame is not None)
-                reason = checks.verdict([frame.pixels for frame in there]) if len(there) == window.count else None
-                if len(there) < window.count:
-                    lost[Reason.TRUNCATED] += 1
-                elif reason is not None:
-                    lost[reason] += 1
-                else:
-                    yield Example((index,), self.config.dataset, self.split(origin), there, group=origin)
+        for frames in _completed(windows, places, self._timed(self._pictures(clip, places, windows, origin, seeds))):
+            reason = Reason.TRUNCATED if frames is None else checks.verdict([frame.small for frame in frames])
+            if frames is None or reason is not None:
+                lost[reason or Reason.TRUNCATED] += 1
+                continue
+            pictures = tuple(frame.picture for frame in frames)
+            yield Example((index,), self.config.dataset, self.split(origin), pictures, group=origin)
         if lost:
             said = ", ".join(f"{number} {_LOST[reason]}" for reason, number in sorted(lost.items()))
             raise RejectedInput(min(lost, key=list(_LOST).index), f"of {len(windows)} windows {said}")
 
-    def _pictures(self, clip: Clip, wanted: Sequence[int], origin: str, seeds: Seeds) -> Iterator[tuple[int, Picture]]:
+    def _timed(self, frames: Iterator[_Frame]) -> Iterator[_Frame]:
+        while True:
+            with self.stages("decode"):
+                frame = next(frames, None)
+            if frame is None:
+                return
+            yield frame
+
+    def _pictures(
+        self, clip: Clip, places: NDArray[np.int64], windows: Sequence[Window], origin: str, seeds: Seeds
+    ) -> Iterator[_Frame]:
+        wanted = np.unique(places[sorted({number for window in windows for number in window.frames})]).tolist()
         transform: Transform | None = None
         first: tuple[Any, ...] = ()
-        for frame in clip.frames(wanted, self.config.short_side):
+        for frame in clip.frames(wanted, self.config.short_side, square=self.config.resize == "center_crop"):
             shape = (frame.size, frame.pixels.shape)
             if transform is None:
                 first = shape
                 transform = self.transform(frame.pixels.shape[1], frame.pixels.shape[0], seeds)
             if shape != first:
                 raise RejectedInput(Reason.NOT_VIDEO, f"frame {frame.index} is {frame.size}, the first was {first[0]}")
-            yield frame.place, Picture("frame", transform.image(frame.pixels), origin, frame.size, frame.index)
+            picture = Picture("frame", transform.image(frame.pixels), origin, frame.size, frame.index)
+            yield _Frame(frame.place, picture, small_grey(picture.pixels))
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """A picture, its place in the clip, and what `WindowChecks` looks at."""
+
+    place: int
+    picture: Picture
+    small: NDArray[np.uint8]
 
 
 _LOST = {
@@ -267,15 +282,24 @@ _LOST = {
 """Why windows are not used, gravest first."""
 
 
-def _groups(windows: Sequence[Window]) -> Iterator[list[Window]]:
-    """Windows, in order, with at most `FRAMES_AT_ONCE` frames a group."""
-    group: list[Window] = []
-    frames: set[int] = set()
-    for window in windows:
-        if group and len(frames | set(window.frames)) > FRAMES_AT_ONCE:
-            yield group
-            group, frames = [], set()
-        group.append(window)
-        frames |= set(window.frames)
-    if group:
-        yield group
+def _completed(
+    windows: Sequence[Window], places: NDArray[np.int64], frames: Iterator[_Frame]
+) -> Iterator[list[_Frame] | None]:
+    """The frames of each window, in order, as soon as they are there; None for one with a frame that does not come.
+
+    Keeps frames as long as a window needs them, and not more than `MAX_HELD` for one that waits.
+    """
+    waiting = deque([int(places[number]) for number in window.frames] for window in windows)
+    uses = Counter(place for wanted in waiting for place in wanted)
+    held: dict[int, _Frame] = {}
+    for frame in chain(frames, [None]):
+        if frame is not None and uses[frame.place]:
+            held[frame.place] = frame
+        while waiting and (frame is None or len(held) > MAX_HELD or all(place in held for place in waiting[0])):
+            wanted = waiting.popleft()
+            complete = all(place in held for place in wanted)
+            yield [held[place] for place in wanted] if complete else None
+            for place in wanted:
+                uses[place] -= 1
+                if not uses[place]:
+                    held.pop(place, None)

@@ -27,8 +27,8 @@ class WindowChecks:
         self._min_motion, self._max_black = min_motion, max_black_frames
 
     def verdict(self, frames: Sequence[NDArray[np.uint8]]) -> Reason | None:
-        """Why `(H, W, 3)` uint8 RGB frames are no sequence; None if they are one."""
-        grey = np.stack([_small(frame) for frame in frames])
+        """Why frames, as `small_grey` gives them, are no sequence; None if they are one."""
+        grey = np.stack(frames)
         black = ((grey < BLACK_LEVEL).mean(axis=(1, 2)) >= BLACK_SHARE).sum()
         if black > self._max_black:
             return Reason.FILTERED_BLACK
@@ -36,6 +36,7 @@ class WindowChecks:
         return Reason.FILTERED_STATIC if motion < self._min_motion else None
 
 
-def _small(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def small_grey(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """`(64, 64)` uint8 of an `(H, W, 3)` uint8 RGB frame."""
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
     return cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)

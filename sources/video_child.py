@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from uvd.sources import video_stream
 from uvd.sources.video_stream import Size, Wanted
 
-ANSWER_BYTES = 48 << 20
+ANSWER_BYTES = 8 << 20
 """Pixels an answer, and one frame."""
 
 Answer = tuple[dict[str, Any], list[NDArray[Any]]]
@@ -64,6 +64,14 @@ class _Reading:
 _reading: _Reading | None = None
 
 
+def _square(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The centred square, as `sequences.geometry.fit` cuts it."""
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    left, top = (width - side) // 2, (height - side) // 2
+    return np.ascontiguousarray(pixels[top : top + side, left : left + side])
+
+
 def _frames(request: dict[str, Any]) -> Answer:
     global _reading
     begin = request["begin"]
@@ -75,6 +83,8 @@ def _frames(request: dict[str, Any]) -> Answer:
         _reading.given += 1
         if _reading.given <= begin:
             continue
+        if request["square"]:
+            pixels = _square(pixels)
         places.append(place)
         sizes.append(size)
         pictures.append(pixels)

@@ -34,8 +34,11 @@ class Clip(ABC):
     lacking: int = 0
 
     @abstractmethod
-    def frames(self, places: Sequence[int], short_side: int) -> Iterator[DecodedFrame]:
+    def frames(self, places: Sequence[int], short_side: int, square: bool = False) -> Iterator[DecodedFrame]:
         """Decodes the frames at some places, increasing; those that cannot be decoded do not come.
+
+        Args:
+            square: no more than the centred square is needed.
 
         Raises:
             RejectedInput: the clip cannot be read at all.
@@ -66,8 +69,8 @@ class FileClip(Clip):
         self.times_s = self._index.times_s
         self.lacking = self._index.lacking
 
-    def frames(self, places: Sequence[int], short_side: int) -> Iterator[DecodedFrame]:
-        return self._decoder.frames(self._path, places, self._index, short_side)
+    def frames(self, places: Sequence[int], short_side: int, square: bool = False) -> Iterator[DecodedFrame]:
+        return self._decoder.frames(self._path, places, self._index, short_side, square)
 
     def cuts(self, threshold: float) -> list[int]:
         return self._decoder.cuts(self._path, self._index, threshold)
@@ -97,7 +100,7 @@ class ImageClip(Clip):
             RejectedInput: it is not there, or too large.
         """
 
-    def frames(self, places: Sequence[int], short_side: int) -> Iterator[DecodedFrame]:
+    def frames(self, places: Sequence[int], short_side: int, square: bool = False) -> Iterator[DecodedFrame]:
         for place in places:
             try:
                 data = self.read(place)

@@ -1,7 +1,7 @@
 """Decoding videos that nobody trusts: in a child process with limits, frames over a pipe.
 
 A file that crashes, hangs or floods the decoder is rejected; the next one gets a new child. See `video_stream` for how
-frames are found and `isolation` for the limits. The pipe costs about 0.1 ms a frame of 455x256.
+frames are found and `isolation` for the limits. The pipe costs about 0.3 ms a frame of 256x256.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FULL_SIZE = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class VideoLimits:
-    """Limits of the child, for each request: an index, or up to 48 MiB of frames."""
+    """Limits of the child, for each request: an index, or up to 8 MiB of frames."""
 
     timeout_s: float = 120.0
     memory_bytes: int = 2 << 30
@@ -119,17 +119,20 @@ class VideoDecoder:
         said, (times, stamps, keys) = self._ask(path, {"operation": "index", "start_s": start_s, "end_s": end_s})
         return FrameIndex(times, stamps, keys, bool(said["counted"]), int(said["first"]), int(said["lacking"]))
 
-    def frames(self, path: Path, places: Sequence[int], index: FrameIndex, short_side: int) -> Iterator[DecodedFrame]:
+    def frames(
+        self, path: Path, places: Sequence[int], index: FrameIndex, short_side: int, square: bool = False
+    ) -> Iterator[DecodedFrame]:
         """Decodes some frames of an index, about in order; those that cannot be decoded do not come.
 
         Args:
             places: of the frames in the index, increasing.
             short_side: pixels; larger frames are averaged down to it.
+            square: only the centred square of each.
 
         Raises:
             RejectedInput: not a video, or too much for the limits.
         """
-        request = {"operation": "frames", "wanted": _wanted(index, places), "short_side": short_side}
+        request = {"operation": "frames", "wanted": _wanted(index, places), "short_side": short_side, "square": square}
         given, more = 0, bool(len(places))
         while more:
             said, pictures = self._ask(path, {**request, "begin": given})

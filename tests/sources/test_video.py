@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from tests_support import dataset_bytes, smooth_photo
+from tests_support import smooth_photo
 from video_support import (
     Pixels,
     ingest,
@@ -28,6 +29,7 @@ from uvd.manifests import Dataset, read_image_shard
 from uvd.sequences import Reason
 from uvd.sources import video
 from uvd.sources.video import VideoConfig
+from uvd.sources.video_windows import Window
 
 FAST_VPX = {"deadline": "realtime", "cpu-used": "8"}
 X265 = {"preset": "ultrafast", "x265-params": "log-level=none:pools=none:frame-threads=1"}
@@ -60,15 +62,15 @@ def test_every_codec_and_container_goes_to_stored_sequences(tmp_path):
     assert found == {path.relative_to(folder).as_posix(): 5 for path in folder.rglob("*.*")}
 
 
-def test_windows_of_a_clip_by_their_start(tmp_path):
+def test_windows_of_a_clip_by_their_end(tmp_path):
     write_clip(tmp_path / "a.mp4", 50)
     examples, rejects = read(video_config(tmp_path))
     assert rejects == []
     assert [numbers(example) for example in examples] == [
         [*range(16)],
         [*range(0, 32, 2)],
-        [*range(0, 48, 3)],
         [*range(16, 32)],
+        [*range(0, 48, 3)],
         [*range(32, 48)],
     ]
     for example in examples:
@@ -86,7 +88,7 @@ def test_the_strides_of_the_paper(tmp_path):
     assert rejects == []
     assert [numbers(example) for example in examples] == [
         [*range(start, start + 16 * stride, stride)]
-        for start, stride in ((0, 10), (0, 20), (0, 30), (160, 10), (320, 10), (320, 20), (480, 10))
+        for start, stride in ((0, 10), (0, 20), (160, 10), (0, 30), (320, 10), (320, 20), (480, 10))
     ]
     assert all(shown_numbers(example) == numbers(example) for example in examples)
 
@@ -101,7 +103,7 @@ def test_random_placement_and_limits(tmp_path):
     assert len(few) == 4
     kept = {(numbers(example)[0], numbers(example)[1] - numbers(example)[0]) for example in few}
     assert kept < starts
-    assert [numbers(example)[0] for example in few] == sorted(numbers(example)[0] for example in few)
+    assert [numbers(example)[-1] for example in few] == sorted(numbers(example)[-1] for example in few)
     for example in examples:
         assert shown_numbers(example) == numbers(example)
 
@@ -113,7 +115,7 @@ def test_a_short_clip_gives_a_short_window_if_that_is_allowed(tmp_path):
     assert reject.detail == "12 frames, under 16 at stride 1"
     examples, rejects = read(video_config(tmp_path, min_frames=6))
     assert rejects == []
-    assert [numbers(example) for example in examples] == [[*range(12)], [*range(0, 12, 2)]]
+    assert [numbers(example) for example in examples] == [[*range(0, 12, 2)], [*range(12)]]
 
 
 def test_a_minimal_duration(tmp_path):
@@ -130,8 +132,8 @@ def test_frames_at_a_rate_before_the_stride(tmp_path):
     assert rejects == []
     assert [numbers(example) for example in examples] == [
         [*range(0, 32, 2)],
-        [*range(0, 96, 6)],
         [*range(32, 64, 2)],
+        [*range(0, 96, 6)],
         [*range(64, 96, 2)],
     ]
     assert all(shown_numbers(example) == numbers(example) for example in examples)
@@ -243,25 +245,44 @@ def test_a_higher_threshold_finds_no_cut(tmp_path):
     assert [numbers(example)[0] for example in examples] == [0, 16, 32, 48]
 
 
-@pytest.mark.parametrize("frames_at_once", [1, 40])
-def test_groups_in_memory_change_nothing(tmp_path, monkeypatch, frames_at_once):
-    write_clip(tmp_path / "in" / "a.mp4", 150, options={"preset": "ultrafast"})
-    config = video_config(tmp_path / "in", placement="random", windows_per_stride=6, resize="random_crop")
-    ingest(config, tmp_path / "whole")
-    held: list[int] = []
-    groups = video._groups
+def frames_of(places: Iterable[int]) -> Iterator[video._Frame]:
+    pixels = np.zeros((256, 256, 3), np.uint8)
+    for place in places:
+        yield video._Frame(place, video.Picture("frame", pixels, "a.mp4", (256, 256), place), pixels[:64, :64, 0])
 
-    def counted(*arguments: Any) -> Any:
-        for group in groups(*arguments):
-            held.append(len({number for window in group for number in window.frames}))
-            yield group
 
-    monkeypatch.setattr(video, "FRAMES_AT_ONCE", frames_at_once)
-    monkeypatch.setattr(video, "_groups", counted)
-    ingest(config, tmp_path / "parts")
-    assert dataset_bytes(tmp_path / "parts") == dataset_bytes(tmp_path / "whole")
-    assert len(held) >= 5
-    assert max(held) <= max(frames_at_once, 16)
+def alive() -> int:
+    return sum(isinstance(thing, video._Frame) for thing in gc.get_objects())
+
+
+def test_pictures_are_dropped_when_no_window_needs_them():
+    windows = [Window(start, 1, 16) for start in range(0, 1600, 16)]
+    most = 0
+    for number, frames in enumerate(video._completed(windows, np.arange(1600), frames_of(range(1600)))):
+        assert frames is not None
+        assert [frame.place for frame in frames] == list(windows[number].frames)
+        most = max(most, alive())
+    assert number == 99
+    assert most <= 50
+
+
+def test_a_frame_that_never_comes_costs_its_windows_and_no_memory(monkeypatch):
+    monkeypatch.setattr(video, "MAX_HELD", 40)
+    windows = [Window(start, 1, 16) for start in range(0, 320, 16)]
+    lost, most = [], 0
+    there = (place for place in range(320) if place != 21)
+    for number, frames in enumerate(video._completed(windows, np.arange(320), frames_of(there))):
+        lost += [number] if frames is None else []
+        most = max(most, alive())
+    assert (number, lost) == (19, [1])
+    assert most <= 80
+
+
+def test_late_frames_are_waited_for():
+    """The decoder gives what it found at a second attempt after what lies behind it."""
+    windows = [Window(0, 1, 4), Window(4, 1, 4)]
+    found = list(video._completed(windows, np.arange(8), frames_of([0, 1, 3, 4, 5, 2, 6, 7])))
+    assert [[frame.place for frame in frames or []] for frames in found] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 def test_all_windows_of_a_film_are_cropped_alike(tmp_path):

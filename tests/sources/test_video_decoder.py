@@ -182,7 +182,8 @@ def answers(path: Path, places: Sequence[int]) -> list[tuple[list[int], bool]]:
     index = video_stream.read_index(str(path))
     keys = np.searchsorted(index.stamps, index.keys).tolist()
     wanted = {"stamps": index.stamps[list(places)].tolist(), "keys": index.keys.tolist(), "key_numbers": keys}
-    request = {"operation": "frames", "path": str(path), "wanted": wanted | {"counted": False}, "short_side": 96}
+    request = {"operation": "frames", "path": str(path), "short_side": 96, "square": False}
+    request["wanted"] = wanted | {"counted": False}
     found: list[tuple[list[int], bool]] = []
     while not found or found[-1][1]:
         said, pictures = video_child.handle(request | {"begin": sum(len(places) for places, _ in found)})
@@ -207,6 +208,7 @@ def test_a_child_that_was_replaced_between_answers_goes_on(clips, decoder, monke
         "path": str(path),
         "wanted": {"stamps": index.stamps.tolist(), "keys": [int(index.keys[0])], "key_numbers": [0], "counted": False},
         "short_side": 96,
+        "square": False,
     }
     video_child.handle(request | {"begin": 0})
     monkeypatch.setattr(video_child, "_reading", None)  # as in a new process
