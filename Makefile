@@ -96,6 +96,7 @@ test-slow: setup ## The heavier checks too
 bench: setup ## Run the benchmarks; tables go to benchmarks/results
 	$(BIN)/python -m uvd.benchmarks.tokenize
 	$(BIN)/python -m uvd.benchmarks.laion
+	$(BIN)/python -m uvd.benchmarks.video
 
 .PHONY: lint
 lint: setup ## ruff (check and format) and mypy
