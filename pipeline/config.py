@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from uvd import __version__
 from uvd.manifests.fingerprint import fingerprint
 from uvd.sequences.errors import UserError
+from uvd.sources.base import SourceConfig
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -113,5 +114,7 @@ def data_settings(config: BaseModel) -> dict[str, Any]:
 
 def config_entry(config: BaseModel) -> dict[str, Any]:
     """What `dataset.json` records about a source: its settings, uvd's version, and the fingerprint of both."""
-    entry = {"config": data_settings(config), "uvd_version": __version__}
+    entry: dict[str, Any] = {"config": data_settings(config), "uvd_version": __version__}
+    if isinstance(config, SourceConfig) and (identity := config.identity()):
+        entry["identity"] = dict(identity)
     return {**entry, "fingerprint": fingerprint(entry)}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
+import ray
 from rich.console import Console
 
 from uvd.manifests.dataset import Dataset
@@ -19,11 +20,14 @@ from uvd.pipeline.plan_file import PlanFile
 from uvd.pipeline.progress import ShardReport
 from uvd.pipeline.ray_runtime import LOCAL
 from uvd.pipeline.retries import parts_of, plan_round, round_units, rounds, start_round
-from uvd.pipeline.runner import TaskExecutor
+from uvd.pipeline.runner import ActorExecutor, Executor, TaskExecutor
 from uvd.pipeline.stage import Stage, StageResult, find_missing, run_stage
+from uvd.renderers.estimators.config import EstimateConfig
 from uvd.sequences import Example, Reject, Seeds
+from uvd.sequences.errors import DeviceError
 from uvd.sequences.layouts import LAYOUTS, assemble
 from uvd.sources import Source, SourceConfig, WorkUnit, source_class
+from uvd.sources.photos import PhotoConfig
 
 ALLOCATOR = {
     # Decoded photos of some MB come and go: glibc would map and unmap each, and keep an arena for every thread. On
@@ -222,7 +226,27 @@ def _run_round(
         return run_stage(dataset, _stage(config, name, address, num_cpus), missing, console)
 
 
+class ShardActor:
+    """Makes shards one after another, so that networks are loaded once."""
+
+    def run(self, job: IngestJob) -> ShardReport:
+        return make_shard(job)
+
+
 def _stage(config: SourceConfig, folder: str, address: str, num_cpus: int | None) -> Stage[IngestJob]:
-    share = source_class(config.source).num_cpus
-    executor = lambda: TaskExecutor(make_shard, share)  # noqa: E731 - Ray is not there yet
+    def executor() -> Executor[IngestJob]:  # called when Ray is there
+        if isinstance(config, PhotoConfig) and config.estimate.wanted:
+            return _actors(config.estimate)
+        return TaskExecutor(make_shard, source_class(config.source).num_cpus)
+
     return Stage("ingest", f"sequences/{folder}", "sequences", executor, address, num_cpus, ALLOCATOR)
+
+
+def _actors(estimate: EstimateConfig) -> ActorExecutor[IngestJob]:
+    """One actor a GPU, or one a CPU."""
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0)) if estimate.device != "cpu" else 0
+    if estimate.device == "cuda" and not gpus:
+        raise DeviceError("estimate.device is cuda, and Ray has no GPU")
+    actor = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0)(ShardActor)
+    return ActorExecutor(actor.remote, gpus or int(resources.get("CPU", 1)))

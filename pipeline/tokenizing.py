@@ -27,7 +27,7 @@ from uvd.pipeline.progress import ShardReport
 from uvd.pipeline.ray_runtime import LOCAL, ray_runtime
 from uvd.pipeline.runner import ActorExecutor
 from uvd.pipeline.stage import Missing, Stage, StageResult, find_missing, run_stage
-from uvd.sequences.errors import UserError
+from uvd.sequences.errors import DeviceError
 from uvd.tokenize.batching import EncodingQueue
 from uvd.tokenize.engine import DECODE_THREADS, tokenize_shard
 from uvd.tokenize.precision import Flips, flips
@@ -46,10 +46,6 @@ SHARDS_AT_ONCE = 2
 """That an actor works on: while the tail of one is encoded, the next fills the batch."""
 GPU_DECODE_THREADS = 8
 FLIP_PICTURES = 64
-
-
-class DeviceError(UserError):
-    """There is no such device."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from uvd.renderers.multiview_camera import ELEVATION, FIELD_OF_VIEW, RADIUS, VIEWS, Camera, orbit
 from uvd.renderers.multiview_gl import ObjectViews, view_renderer
-from uvd.renderers.multiview_scene import MAX_FACES, OBJECT_RADIUS, UpAxis, object_parts
+from uvd.renderers.multiview_scene import MAX_FACES, OBJECT_RADIUS, TooManyFaces, UpAxis, object_parts
 from uvd.sequences import IMAGE_SIZE
 
 __all__ = [
@@ -63,7 +63,9 @@ def render_object(
     up: UpAxis = "y",
     linear_colors: bool = False,
     max_faces: int = MAX_FACES,
+    too_many_faces: TooManyFaces = "reject",
+    geometry: bool = False,
 ) -> ObjectViews:
-    """As `render_views`, with the coverage masks; see `object_parts` for `up`, `linear_colors` and `max_faces`."""
-    parts = object_parts(scene, up=up, linear_colors=linear_colors, max_faces=max_faces)
-    return view_renderer(size).draw(parts, cameras, background)
+    """As `render_views`, with coverage, and with depth and normals if `geometry`; the rest is as for `object_parts`."""
+    parts = object_parts(scene, up, linear_colors, max_faces, too_many_faces)
+    return view_renderer(size).draw(parts, cameras, background, geometry)

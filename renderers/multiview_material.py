@@ -28,6 +28,9 @@ NEUTRAL_GREY = 0.42
 MAX_METALLIC = 0.85
 """A pure metal shows nothing but its surroundings, of which there are few here."""
 
+UNLIT = "uvd_unlit"
+"""Key of a mesh's metadata; True if its material is unlit, which trimesh's materials do not hold."""
+
 Texture = NDArray[np.uint8]
 
 
@@ -44,6 +47,8 @@ class Surface:
     emissive: tuple[float, float, float] = (0.0, 0.0, 0.0)
     alpha_cutoff: float = 0.0
     blend: bool = False
+    unlit: bool = False
+    """The base colour is shown as it is, without light (KHR_materials_unlit)."""
     base_texture: Texture | None = None
     metallic_roughness_texture: Texture | None = None
     """Roughness in R, metalness in G."""
@@ -84,7 +89,7 @@ class SurfaceReader:
 
     def __init__(self) -> None:
         self._textures: dict[int, Texture] = {}
-        self._surfaces: dict[tuple[int, bool], Surface] = {}
+        self._surfaces: dict[tuple[int, bool, bool], Surface] = {}
         self._kept: list[Any] = []  # ids stay unique as long as their objects live
         self._pixels = 0
         self._grey = Surface(base_color=(NEUTRAL_GREY, NEUTRAL_GREY, NEUTRAL_GREY, 1.0))
@@ -95,7 +100,8 @@ class SurfaceReader:
         visual = mesh.visual
         if visual.kind == "texture":
             uv = _texture_coordinates(visual.uv, len(mesh.vertices))
-            surface = self._surface(visual.material, textured=uv is not None)
+            unlit = mesh.metadata.get(UNLIT) is True
+            surface = self._surface(visual.material, textured=uv is not None, unlit=unlit)
             colors = _colors(visual.vertex_attributes.get("color"), len(mesh.vertices))
             return Appearance(surface, uv if surface.is_textured else None, vertex_colors=colors)
         if visual.kind == "vertex":
@@ -104,8 +110,8 @@ class SurfaceReader:
             return Appearance(self._white, face_colors=_colors(visual.face_colors, len(mesh.faces)))
         return Appearance(self._grey)
 
-    def _surface(self, material: Any, textured: bool) -> Surface:
-        key = (id(material), textured)
+    def _surface(self, material: Any, textured: bool, unlit: bool) -> Surface:
+        key = (id(material), textured, unlit)
         if key not in self._surfaces:
             self._kept.append(material)
             if isinstance(material, PBRMaterial):
@@ -114,7 +120,7 @@ class SurfaceReader:
                 surface = self._simple(material, textured)
             else:
                 surface = self._grey
-            self._surfaces[key] = surface
+            self._surfaces[key] = replace(surface, unlit=unlit)
         return self._surfaces[key]
 
     def _metallic_roughness(self, material: PBRMaterial, textured: bool) -> Surface:

@@ -15,6 +15,7 @@ import trimesh
 from numpy.typing import NDArray
 
 from uvd.renderers.multiview_material import Appearance, Surface, SurfaceReader, to_linear
+from uvd.renderers.multiview_simplify import GRIDS, cluster
 from uvd.sequences.reject import Reason, RejectedInput
 
 OBJECT_RADIUS = 0.5
@@ -25,7 +26,11 @@ MAX_INSTANCES = 20_000
 CREASE_COSINE = 0.7
 """Faces that meet at more than about 45 degrees keep their edge."""
 
+MAX_SIMPLIFIED = 10
+"""Times `max_faces`: objects of more are refused, for they would have to be laid out in full first."""
+
 UpAxis = Literal["y", "z"]
+TooManyFaces = Literal["reject", "simplify"]
 
 Floats = NDArray[np.float32]
 
@@ -66,7 +71,11 @@ class _Placed:
 
 
 def object_parts(
-    scene: trimesh.Scene, up: UpAxis = "y", linear_colors: bool = False, max_faces: int = MAX_FACES
+    scene: trimesh.Scene,
+    up: UpAxis = "y",
+    linear_colors: bool = False,
+    max_faces: int = MAX_FACES,
+    too_many_faces: TooManyFaces = "reject",
 ) -> list[Part]:
     """The scene as few large parts, opaque ones first.
 
@@ -74,6 +83,7 @@ def object_parts(
         up: the file's upward axis.
         linear_colors: vertex colours are linear (glTF) and not as displayed (PLY, OBJ).
         max_faces: limit over all instances.
+        too_many_faces: what becomes of an object over the limit; up to 10 times as many faces can be simplified.
 
     Raises:
         RejectedInput: `NO_FACES`, `TOO_COMPLEX` or `BAD_GEOMETRY` (not finite, no extent, indices out of range).
@@ -82,8 +92,9 @@ def object_parts(
     count = sum(len(mesh.faces) for _, mesh in instances)
     if count == 0:
         raise RejectedInput(Reason.NO_FACES, f"{len(scene.geometry)} geometries without a triangle")
-    if count > max_faces or len(instances) > MAX_INSTANCES:
-        raise RejectedInput(Reason.TOO_COMPLEX, f"{count} faces in {len(instances)} instances, limit {max_faces}")
+    limit = max_faces if too_many_faces == "reject" else MAX_SIMPLIFIED * max_faces
+    if count > limit or len(instances) > MAX_INSTANCES:
+        raise RejectedInput(Reason.TOO_COMPLEX, f"{count} faces in {len(instances)} instances, limit {limit}")
     reader = SurfaceReader()
     shapes: dict[int, _Placed] = {}
     placed = []
@@ -93,6 +104,8 @@ def object_parts(
             shape = shapes[id(mesh)] = _shape(mesh, reader, linear_colors)
         placed.append(_place(shape, transform, up))
     _normalise(placed)
+    if count > max_faces:
+        _simplify(placed, max_faces)
     return _merge(placed)
 
 
@@ -200,6 +213,21 @@ def _normalise(placed: list[_Placed]) -> None:
         raise RejectedInput(Reason.BAD_GEOMETRY, f"no extent (radius {radius:g})")
     for part in placed:
         part.vertices = (part.vertices - center) * (OBJECT_RADIUS / radius)
+
+
+def _simplify(placed: list[_Placed], max_faces: int) -> None:
+    """In place, on the finest grid that leaves few enough faces."""
+    for cells in GRIDS:
+        for part in placed:
+            source, place, part.faces = cluster(part.vertices, part.uv, part.faces, cells)
+            part.vertices, part.normals = part.vertices[place], part.normals[source]
+            part.uv = None if part.uv is None else part.uv[source]
+            part.colors = None if part.colors is None else part.colors[source]
+        count = sum(len(part.faces) for part in placed)
+        if count <= max_faces:
+            placed[:] = [part for part in placed if len(part.faces)]
+            return
+    raise RejectedInput(Reason.TOO_COMPLEX, f"{count} faces on the coarsest grid, limit {max_faces}")
 
 
 def _merge(placed: list[_Placed]) -> list[Part]:

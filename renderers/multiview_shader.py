@@ -33,12 +33,14 @@ out vec4 tint;
 uniform mat4 V;
 uniform mat4 P;
 out vec3 world;
+out float distance_ahead;
 out vec3 shading_normal;
 
 void main()
 {
     gl_Position = P * (V * vec4(position, 1.0));  // parts are baked: model and instance matrices are the identity
     world = position;
+    distance_ahead = -(V * vec4(position, 1.0)).z;
     shading_normal = normal;
 #ifdef TEXCOORD_0_LOC
     uv_0 = texcoord_0;
@@ -64,8 +66,11 @@ struct Material {
 uniform Material material;
 uniform float alpha_cutoff;   // below it a fragment is dropped
 uniform float opaque;         // 1: alpha is ignored from there on
+uniform float unlit;          // 1: the colour is shown as it is
 uniform vec3 cam_pos;
+uniform mat4 V;
 in vec3 world;
+in float distance_ahead;
 in vec3 shading_normal;
 #ifdef TEXCOORD_0_LOC
 in vec2 uv_0;
@@ -93,8 +98,14 @@ vec3 surface_normal(vec3 eye)
     face = dot(face, eye) < 0.0 ? -face : face;
     float size = dot(shading_normal, shading_normal);
     vec3 n = size > 1e-12 ? shading_normal * inversesqrt(size) : normalize(face);
-    n = dot(n, face) < 0.0 ? -n : n;
+    return dot(n, face) < 0.0 ? -n : n;
+}
+
+vec3 bumped_normal(vec3 n)
+{
 #ifdef HAS_NORMAL_TEX
+    vec3 dx = dFdx(world);
+    vec3 dy = dFdy(world);
     vec2 s = dFdx(uv_0);
     vec2 t = dFdy(uv_0);
     float area = s.x * t.y - t.x * s.y;
@@ -138,6 +149,10 @@ void main()
     base *= tint;
 #endif
     if (base.a < alpha_cutoff) discard;
+    vec3 eye = normalize(cam_pos - world);
+#ifdef GEOMETRY_PASS
+    frag_color = vec4(mat3(V) * surface_normal(eye), distance_ahead);
+#else
     float rough = material.roughness_factor;
     float metal = material.metallic_factor;
 #ifdef HAS_METALLIC_ROUGHNESS_TEX
@@ -147,8 +162,7 @@ void main()
 #endif
     rough = clamp(rough, 0.25, 1.0);
     metal = clamp(metal, 0.0, 1.0);
-    vec3 eye = normalize(cam_pos - world);
-    vec3 n = surface_normal(eye);
+    vec3 n = bumped_normal(surface_normal(eye));
     vec3 f0 = mix(vec3(0.04), base.rgb, metal);
     vec3 diffuse = base.rgb * (1.0 - metal);
     // A plain sky and ground: what diffuse surfaces gather, and what metals mirror.
@@ -164,7 +178,9 @@ LIGHT_SUM
 #ifdef HAS_EMISSIVE_TEX
     emissive *= to_linear(texture(material.emissive_texture, uv_0).rgb);
 #endif
-    frag_color = vec4(to_srgb(clamp(color + emissive, 0.0, 1.0)), max(base.a, opaque));
+    color = mix(color + emissive, base.rgb, unlit);
+    frag_color = vec4(to_srgb(clamp(color, 0.0, 1.0)), max(base.a, opaque));
+#endif
 }
 """
 
@@ -197,6 +213,9 @@ def program_cache() -> Any:
             return text
 
     class Cache(ShaderProgramCache):
+        geometry = False
+        """Whether programs are those that give normals and distances in place of colours."""
+
         def get_program(
             self,
             vertex_shader: str,
@@ -204,7 +223,8 @@ def program_cache() -> Any:
             geometry_shader: str | None = None,
             defines: dict[str, Any] | None = None,
         ) -> Any:
-            key = tuple(sorted((defines or {}).items()))
+            defines = {**(defines or {}), **({"GEOMETRY_PASS": 1} if self.geometry else {})}
+            key = tuple(sorted(defines.items()))
             if key not in self._program_cache:
                 self._program_cache[key] = Program(vertex_shader, fragment_shader, geometry_shader, defines)
             return self._program_cache[key]

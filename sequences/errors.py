@@ -12,3 +12,7 @@ class UserError(Exception):
     """Something that the user can mend."""
 
     exit_code: ClassVar[int] = 1
+
+
+class DeviceError(UserError):
+    """The device that was asked for is not there."""

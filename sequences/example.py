@@ -28,6 +28,7 @@ class Picture:
         size: (width, height) of the raw image in pixels, before the geometric transform.
         index: frame number in a video, view number of an object, or None.
         drawn: True for rendered annotations, which are stored losslessly because their colours carry meaning.
+        degraded: True for what a photo would be restored from (grey, masked, noisy): pairs put it before the photo.
     """
 
     role: str
@@ -36,6 +37,7 @@ class Picture:
     size: tuple[int, int]
     index: int | None = None
     drawn: bool = False
+    degraded: bool = False
 
     def __post_init__(self) -> None:
         expected = (IMAGE_SIZE, IMAGE_SIZE, 3)

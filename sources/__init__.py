@@ -10,9 +10,9 @@ SOURCES: dict[str, str] = {
     "laion": "uvd.sources.laion:LaionSource",
     "images": "uvd.sources.images:ImagesSource",
     "video": "uvd.sources.video:VideoSource",
-    "annotated": "uvd.sources.coco:CocoSource",
+    "annotated": "uvd.sources.annotated.source:AnnotatedSource",
     "categories": "uvd.sources.categories:CategoriesSource",
-    "annotated-video": "uvd.sources.annotated_video:AnnotatedVideoSource",
+    "annotated-video": "uvd.sources.annotated_video.source:AnnotatedVideoSource",
     "objaverse": "uvd.sources.objaverse:ObjaverseSource",
 }
 """Source name → where its class is; imported when used, so that a worker loads one source's packages only."""

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from uvd.sequences import IMAGE_SIZE, Example, Reject, Resize, Seeds, Transform, fit
+from uvd.sequences import IMAGE_SIZE, Example, Reason, Reject, Resize, Seeds, Transform, fit
 from uvd.sequences.errors import UserError
 from uvd.sequences.geometry import MIN_RANDOM_CROP, Resample
 from uvd.sequences.layouts import LAYOUTS
@@ -30,6 +30,12 @@ _NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,39}$")
 
 Item = Mapping[str, Any]
 """One planned input: JSON-able, with `origin` (what the manifest shows) and whatever identifies its content."""
+
+
+def refused(origin: str, reason: Reason, detail: str) -> Item:
+    """An input that planning has seen to be unusable: `ItemSource` rejects it by name."""
+    return {"origin": origin, "refused": str(reason), "detail": detail}
+
 
 NOT_DATA: dict[str, Any] = {"fingerprint": False}
 """`json_schema_extra` of fields that say where or how fast, not what: they may change between runs of a dataset."""
@@ -104,6 +110,10 @@ class SourceConfig(BaseModel):
     @property
     def folder(self) -> str:
         return self.name
+
+    def identity(self) -> Mapping[str, Any]:
+        """What else the data is made from, such as hashes of networks' weights; part of the fingerprint."""
+        return {}
 
     @property
     def warning(self) -> str:
@@ -220,6 +230,8 @@ class ItemSource(Source):
     def read(self, unit: WorkUnit, seeds: Seeds) -> Iterator[Example | Reject]:
         for index, item in enumerate(unit.payload["items"]):
             try:
+                if "refused" in item:
+                    raise RejectedInput(Reason(item["refused"]), item["detail"])
                 yield from self.examples(item, index, seeds.child(index))
             except RejectedInput as rejected:
                 yield rejected.reject(index, item["origin"])

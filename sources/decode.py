@@ -52,7 +52,12 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def decode_image(
-    data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = MIN_SIDE, scale_to: int | None = None
+    data: bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    min_side: int = MIN_SIDE,
+    scale_to: int | None = None,
+    upright: bool = True,
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decodes an image file.
 
@@ -61,9 +66,10 @@ def decode_image(
         max_pixels: more are refused before decoding.
         min_side: images with a shorter side are refused.
         scale_to: JPEGs may be decoded at 1/2, 1/4 or 1/8 as long as the short side stays at least this long.
+        upright: turned as EXIF says; otherwise as stored, for annotations in the file's own coordinates.
 
     Returns:
-        `(H, W, 3)` uint8 RGB, upright, and the full (width, height), upright too.
+        `(H, W, 3)` uint8 RGB, and the full (width, height), both `upright` or both not.
 
     Raises:
         RejectedInput: not an image, a bomb, too small, or truncated.
@@ -81,10 +87,11 @@ def decode_image(
             pixels = to_rgb(image, header.profile or image.info.get("icc_profile", b""))
     except _DECODING_ERRORS as error:
         raise RejectedInput(Reason.TRUNCATED, _short(error)) from error
-    pixels = _upright(pixels, header.orientation)
+    orientation = header.orientation if upright else 1
+    pixels = _upright(pixels, orientation)
     if reduction == 1:
         return pixels, (pixels.shape[1], pixels.shape[0])
-    turned = header.orientation in _QUARTER_TURNS
+    turned = orientation in _QUARTER_TURNS
     return pixels, (header.height, header.width) if turned else (header.width, header.height)
 
 

@@ -18,19 +18,20 @@ from uvd.sequences import Example, Picture, Reason, Reject, Seeds
 from uvd.sequences.geometry import Resample
 from uvd.sequences.reject import RejectedInput
 from uvd.sources import image_tars, url_lists
-from uvd.sources.base import NOT_DATA, RetriedPart, Source, SourceConfig, SourceError, WorkUnit
-from uvd.sources.decode import MAX_PIXELS, decode_image
+from uvd.sources.base import NOT_DATA, RetriedPart, SourceConfig, SourceError, WorkUnit
+from uvd.sources.decode import decode_image
 from uvd.sources.fetch import fetch_in_order
 from uvd.sources.fetch_config import FetchConfig, FetchStats
 from uvd.sources.image_checks import ImageCheckConfig, ImageChecks
 from uvd.sources.image_tars import TarSpan, read_samples
 from uvd.sources.input_place import InputFile, InputPlace, absolute_place
+from uvd.sources.photos import PhotoConfig, PhotoSource
 from uvd.sources.url_columns import Columns
 from uvd.sources.url_filters import ListFilters
 from uvd.sources.url_lists import UnitPlan, UrlLists
 
 
-class LaionConfig(SourceConfig):
+class LaionConfig(PhotoConfig):
     """Settings of the `laion` source."""
 
     source: Literal["laion"] = "laion"
@@ -48,7 +49,6 @@ class LaionConfig(SourceConfig):
     resample: Resample = "fast"
     min_side: int = Field(64, ge=1)
     """Shortest side of an image in pixels, after downloading."""
-    max_pixels: int = Field(MAX_PIXELS, ge=1)
     fetch: FetchConfig = FetchConfig()
 
     @property
@@ -58,7 +58,7 @@ class LaionConfig(SourceConfig):
         return "fetch.contact_url is not set: those whose servers you load cannot reach you"
 
 
-class LaionSource(Source):
+class LaionSource(PhotoSource):
     config_class: ClassVar[type[SourceConfig]] = LaionConfig
     num_cpus: ClassVar[float] = 0.5  # while one shard waits for its slowest servers, another has the core
     config: LaionConfig
@@ -113,13 +113,13 @@ class LaionSource(Source):
 
     def read(self, unit: WorkUnit, seeds: Seeds) -> Iterator[Example | Reject]:
         if _in_tar(unit):
-            return self._read_tar(unit, seeds)
-        return self._read_list(unit, seeds, range(unit.num_inputs))
+            return self.estimated(self._read_tar(unit, seeds))
+        return self.estimated(self._read_list(unit, seeds, range(unit.num_inputs)))
 
     def read_again(self, part: RetriedPart, seeds: Seeds) -> Iterator[Example | Reject]:
         if _in_tar(part.unit):
             raise SourceError("images in tars are not downloaded: there is nothing to try again")
-        return self._read_list(part.unit, seeds, part.indices)
+        return self.estimated(self._read_list(part.unit, seeds, part.indices))
 
     def _read_list(self, unit: WorkUnit, seeds: Seeds, indices: Sequence[int]) -> Iterator[Example | Reject]:
         """The rows `indices` of a unit."""
@@ -194,7 +194,9 @@ class LaionSource(Source):
             picture = Picture("image", transform.image(pixels), origin, size)
         with self.stages("check"):
             checks.picture(picture.pixels, origin, digest)
-        return Example((index,), self.config.dataset, self.split(origin), (picture,))
+        self.show(index, pixels, transform)
+        pictures = (picture, *self.derived(picture, seeds))
+        return Example((index,), self.config.dataset, self.split(origin), pictures)
 
 
 def _in_tar(unit: WorkUnit) -> bool:

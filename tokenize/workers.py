@@ -22,13 +22,9 @@ from ray.train import RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig
 from torch.nn.parallel import DistributedDataParallel
 
-from uvd.sequences.errors import UserError
+from uvd.sequences.errors import DeviceError
 
 WAIT_S = 6 * 3600
-
-
-class DeviceError(UserError):
-    """The device that the config asks for is not there."""
 
 
 class Distribution(Protocol):

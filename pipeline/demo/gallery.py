@@ -34,7 +34,7 @@ from uvd.pipeline.ingest import ingest
 from uvd.pipeline.ray_runtime import ray_runtime
 from uvd.sequences import MAX_IMAGES, Reason
 from uvd.sources import SourceConfig
-from uvd.sources.annotated_video import AnnotatedVideoConfig
+from uvd.sources.annotated_video.config import AnnotatedVideoConfig
 from uvd.sources.video import VideoConfig
 
 SIDE = 104

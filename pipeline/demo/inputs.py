@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from uvd.pipeline.demo.packages import SamplesError, fetch_packages
-from uvd.pipeline.demo.scenes import lay_out_coco, lay_out_object_clips
+from uvd.pipeline.demo.published_images import lay_out_coco
+from uvd.pipeline.demo.scenes import annotated_scenes, lay_out_object_clips
 from uvd.sources.decode import decode_image
 from uvd.sources.video_decoder import read_frames
 
@@ -77,7 +78,7 @@ def lay_out(out: Path, console: Console) -> None:
     _copy(cache, [str(path.relative_to(cache)) for path in models], part / "objects")
     _truncate(cache / f"{GRADIO}/models3d/Duck.glb", part / "objects/broken.glb")
     backgrounds = [_read(cache / photo) for photo in PHOTOS]
-    lay_out_coco(cache, part / "coco", backgrounds)
+    lay_out_coco(part / "coco", [*annotated_scenes(cache, backgrounds)], ["missing.jpg"])
     lay_out_object_clips(cache, part / "annotated_video", backgrounds)
     (part / FINISHED).write_text("All inputs of the demo are here.\n")
     part.rename(out)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from uvd.pipeline.demo.published_images import save
 from uvd.pipeline.demo.scenes import CLIP, CLIP_HEIGHT, pose_folder
 from uvd.renderers.estimators.blazepose import BlazePose, Person
 from uvd.sources.video_decoder import read_frames
@@ -108,16 +108,16 @@ def _overlap(a: Person, b: Person) -> float:
 def lay_out_frames(root: Path, frames: Sequence[EstimatedFrame]) -> None:
     """`walk/frames/NUMBER.jpg`, and `walk/masks/NUMBER.png` of ids."""
     for frame in frames:
-        _save(root / "walk/frames" / f"{frame.number:04d}.jpg", frame.pixels)
-        _save(root / "walk/masks" / f"{frame.number:04d}.png", _ids(frame, lambda track: track).astype(np.uint8))
+        save(root / "walk/frames" / f"{frame.number:04d}.jpg", frame.pixels)
+        save(root / "walk/masks" / f"{frame.number:04d}.png", _ids(frame, lambda track: track).astype(np.uint8))
 
 
 def lay_out_vipseg(root: Path, frames: Sequence[EstimatedFrame]) -> None:
     """`imgs/walk/NUMBER.jpg`, `panomasks/walk/NUMBER.png` of 16 bit, and `train.txt`."""
     for frame in frames:
         name = f"{frame.number:08d}"
-        _save(root / "imgs/walk" / f"{name}.jpg", frame.pixels)
-        _save(root / "panomasks/walk" / f"{name}.png", _ids(frame, lambda track: 100 * VIPSEG_THING + track - 1))
+        save(root / "imgs/walk" / f"{name}.jpg", frame.pixels)
+        save(root / "panomasks/walk" / f"{name}.png", _ids(frame, lambda track: 100 * VIPSEG_THING + track - 1))
     (root / "train.txt").write_text("walk\n")
 
 
@@ -125,8 +125,8 @@ def lay_out_hand14k(root: Path, frames: Sequence[EstimatedFrame]) -> None:
     """`Images/walk_NUMBER.jpg` and `Masks/walk_NUMBER.png` of 0 and 255."""
     for frame in frames:
         name = f"walk_{frame.number:06d}"
-        _save(root / "Images" / f"{name}.jpg", frame.pixels)
-        _save(root / "Masks" / f"{name}.png", _ids(frame, lambda _: 255).astype(np.uint8))
+        save(root / "Images" / f"{name}.jpg", frame.pixels)
+        save(root / "Masks" / f"{name}.png", _ids(frame, lambda _: 255).astype(np.uint8))
 
 
 def lay_out_ava(root: Path, frames: Sequence[EstimatedFrame], clip: Path, fps: int) -> None:
@@ -154,7 +154,7 @@ def lay_out_jhmdb(root: Path, frames: Sequence[EstimatedFrame]) -> None:
             continue
         clip = f"walk/{track}"
         for number, frame in enumerate(run, start=1):
-            _save(root / "Rename_Images" / clip / f"{number:05d}.png", frame.pixels)
+            save(root / "Rename_Images" / clip / f"{number:05d}.png", frame.pixels)
         people = [frame.people[track] for frame in run]
         joints = {"pos_img": np.stack([jhmdb_joints(person).T for person in people], axis=2)}
         masks = {"part_mask": np.stack([_mask(person) for person in people], axis=2).astype(np.uint8)}
@@ -203,13 +203,6 @@ def _ids(frame: EstimatedFrame, identity: Callable[[int], int]) -> NDArray[np.ui
     for track, person in sorted(frame.people.items()):
         ids[_mask(person)] = identity(track)
     return ids
-
-
-def _save(path: Path, pixels: NDArray[np.generic]) -> None:
-    """Writes RGB, or ids of 8 or 16 bit."""
-    shown = pixels[:, :, ::-1] if pixels.ndim == 3 else pixels
-    _, data = cv2.imencode(path.suffix, shown, [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix == ".jpg" else [])
-    _write(path, data.tobytes())
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,22 +1,21 @@
 """Annotated inputs with true annotations: people estimated by BlazePose, 3D objects pasted over photos by their alpha.
 
 Rendered objects have exact boxes and masks, because the renderer says which pixels they cover; people's keypoints and
-masks come from an estimator with real weights. Written as COCO JSON and as frame folders, which the sources then read
-like any other data.
+masks come from an estimator with real weights. `published_images` writes scenes in the forms that sources read; clips
+are written as frame folders.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from uvd.pipeline.demo.published_images import PERSON, Scene, SceneObject, save
 from uvd.renderers.estimators.blazepose import BlazePose, Person
 from uvd.renderers.multiview import orbit, render_object
 from uvd.renderers.multiview_files import load_object
@@ -29,7 +28,6 @@ SEEDS = Seeds(0, ("demo",))
 CLIP = "Sports2D/Demo/demo.mp4"
 ASTRONAUT = "skimage/data/astronaut.png"
 MODELS = "gradio/media_assets/models3d"
-PERSON = 1
 OBJECTS = ("Bunny.obj", "Duck.glb", "Fox.gltf", "face.obj", "sofia.stl")
 """Categories 2 to 6, in this order."""
 OBJECT_VIEWS = 24
@@ -50,29 +48,14 @@ class Cutout:
     coverage: NDArray[np.uint8]
 
 
-def lay_out_coco(cache: Path, target: Path, backgrounds: list[NDArray[np.uint8]]) -> None:
-    """Writes `images/` and `instances.json` with category ids and no names."""
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-
-    def add(name: str, pixels: NDArray[np.uint8], found: list[dict[str, Any]]) -> None:
-        identity = len(images) + 1
-        _write(target / "images" / name, pixels)
-        images.append({"id": identity, "file_name": name, "width": pixels.shape[1], "height": pixels.shape[0]})
-        for entry in found:
-            annotations.append({"id": len(annotations) + 1, "image_id": identity, "iscrowd": 0, **entry})
-
+def annotated_scenes(cache: Path, backgrounds: list[NDArray[np.uint8]]) -> Iterator[Scene]:
+    """Photos of people, estimated, and objects composed over photos, exact."""
     pose = BlazePose(pose_folder(cache))
     for name, pixels in _people(cache):
-        add(name, pixels, [_person_entry(person) for person in pose.estimate(pixels)])
+        yield Scene(name, pixels, tuple(_person(person) for person in reversed(pose.estimate(pixels))))
     cutouts = {name: object_cutouts(cache / MODELS / name) for name in OBJECTS}
     for number in range(SCENES):
-        scene, entries = compose_scene(cutouts, backgrounds, number)
-        add(f"scene-{number:03d}.jpg", scene, entries)
-    images.append({"id": len(images) + 1, "file_name": "missing.jpg", "width": 640, "height": 480})
-    categories = [{"id": identity} for identity in range(PERSON, PERSON + 1 + len(OBJECTS))]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (target / "instances.json").write_text(json.dumps(content))
+        yield compose_scene(cutouts, backgrounds, number)
 
 
 def pose_folder(cache: Path) -> Path:
@@ -85,31 +68,16 @@ def pose_folder(cache: Path) -> Path:
 
 
 def _people(cache: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    yield "astronaut.jpg", decode_image((cache / ASTRONAUT).read_bytes())[0]
+    yield "astronaut", decode_image((cache / ASTRONAUT).read_bytes())[0]
     for number, pixels in read_frames(cache / CLIP, list(range(0, 230, PEOPLE_EVERY))):
-        yield f"walk-{number:04d}.jpg", pixels
+        yield f"walk-{number:04d}", pixels
 
 
-def _person_entry(person: Person) -> dict[str, Any]:
-    left, top, right, bottom = person.box
+def _person(person: Person) -> SceneObject:
     visible = person.keypoints[:, 2] >= 0.5
     keypoints = np.where(visible[:, None], np.column_stack([person.keypoints[:, :2], np.full(17, 2)]), 0)
     assert person.mask is not None
-    return {
-        "category_id": PERSON,
-        "bbox": [round(value, 1) for value in (left, top, right - left, bottom - top)],
-        "segmentation": _polygons(person.mask),
-        "keypoints": [round(float(value), 1) for value in keypoints.reshape(-1)],
-        "num_keypoints": int(visible.sum()),
-    }
-
-
-def _polygons(mask: NDArray[np.bool_]) -> list[list[float]]:
-    """Outlines of a mask as COCO polygons; specks of under 16 pixels are left out."""
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_TC89_L1)
-    kept = [contour for contour in contours if len(contour) >= 3 and cv2.contourArea(contour) >= 16]
-    # Contours run through pixel centres; COCO's coordinates have the first pixel's centre at 0.5.
-    return [(contour.reshape(-1) + 0.5).tolist() for contour in kept]
+    return SceneObject(PERSON, person.mask, keypoints)
 
 
 def object_cutouts(path: Path) -> list[Cutout]:
@@ -123,9 +91,7 @@ def object_cutouts(path: Path) -> list[Cutout]:
     return [Cutout(pixels, coverage) for pixels, coverage in zip(views.pixels, views.coverage, strict=True)]
 
 
-def compose_scene(
-    cutouts: dict[str, list[Cutout]], backgrounds: list[NDArray[np.uint8]], number: int
-) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
+def compose_scene(cutouts: dict[str, list[Cutout]], backgrounds: list[NDArray[np.uint8]], number: int) -> Scene:
     """One to three objects over a photo; later ones hide earlier ones, in picture and masks alike."""
     rng = SEEDS.generator("scene", number)
     scene = _square(backgrounds[int(rng.integers(len(backgrounds)))])
@@ -138,14 +104,8 @@ def compose_scene(
         mask = paste(scene, cutout, int(left), int(top), side)
         visible = [(category, earlier & ~mask) for category, earlier in visible]
         visible.append((PERSON + 1 + kind, mask))
-    return scene, [_object_entry(category, mask) for category, mask in visible if _polygons(mask)]
-
-
-def _object_entry(category: int, mask: NDArray[np.bool_]) -> dict[str, Any]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    left, top = int(columns[0]), int(rows[0])
-    box = [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
-    return {"category_id": category, "bbox": box, "segmentation": _polygons(mask)}
+    objects = tuple(SceneObject(category, mask) for category, mask in visible if mask.any())
+    return Scene(f"scene-{number:03d}", scene, objects)
 
 
 def paste(scene: NDArray[np.uint8], cutout: Cutout, left: int, top: int, side: int) -> NDArray[np.bool_]:
@@ -181,10 +141,8 @@ def lay_out_object_clips(cache: Path, target: Path, backgrounds: list[NDArray[np
 
 
 def _write_annotated(clip: Path, number: int, frame: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:
-    _write(clip / "frames" / f"{number:04d}.jpg", frame)
-    path = clip / "masks" / f"{number:04d}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), labels)
+    save(clip / "frames" / f"{number:04d}.jpg", frame)
+    save(clip / "masks" / f"{number:04d}.png", labels)
 
 
 def _square(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -192,8 +150,3 @@ def _square(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
     top, left = (photo.shape[0] - side) // 2, (photo.shape[1] - side) // 2
     crop = photo[top : top + side, left : left + side]
     return cv2.resize(crop, (SCENE_SIDE, SCENE_SIDE), interpolation=cv2.INTER_AREA)
-
-
-def _write(path: Path, pixels: NDArray[np.uint8]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])

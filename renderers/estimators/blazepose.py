@@ -8,6 +8,8 @@ a person on one core.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uvd.renderers.canvas import check_rgb
+from uvd.renderers.estimators.base import EstimatorFilesError, View
 from uvd.renderers.estimators.blazepose_geometry import (
     COCO_OF_LANDMARKS,
     DETECTOR_SIDE,
@@ -30,9 +33,14 @@ from uvd.renderers.estimators.blazepose_geometry import (
     letterbox,
     windows,
 )
+from uvd.renderers.estimators.config import PoseSettings
+from uvd.renderers.estimators.pose import PoseEstimator
 
 DETECTOR = "pose_detection.tflite"
 LANDMARK_NET = "pose_landmark_full.tflite"
+
+IN_WHEEL = {DETECTOR: "mediapipe/modules/pose_detection", LANDMARK_NET: "mediapipe/modules/pose_landmark"}
+"""Where MediaPipe's package has them, and `uvd samples` puts them below its folder."""
 
 OUTPUT_SHAPES = {
     DETECTOR: [(1, 2254, 12), (1, 2254, 1)],
@@ -45,10 +53,6 @@ HIPS, CIRCLE = 33, 34
 
 SAME_PERSON = 0.15
 """Two results are one person if their keypoints lie, on average, nearer than this share of the larger body's size."""
-
-
-class EstimatorFilesError(Exception):
-    """The weights are missing or not those of BlazePose, or LiteRT is not installed; the message says which."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +76,7 @@ class BlazePose:
     """Loads both networks once; `estimate` is deterministic for a given thread count. Not safe between threads.
 
     Args:
-        model_dir: folder with `pose_detection.tflite` and `pose_landmark_full.tflite`.
+        model_dir: folder as `model_files` takes it.
         threshold: least probability of a detection.
         presence: least probability, by the landmark network, that a crop holds a person.
         max_people: most people per image, the surest first.
@@ -85,7 +89,7 @@ class BlazePose:
 
     def __init__(
         self,
-        model_dir: Path | str,
+        model_dir: Path | str | None = None,
         threshold: float = 0.5,
         presence: float = 0.8,
         max_people: int = 10,
@@ -96,8 +100,9 @@ class BlazePose:
         self.presence = presence
         self.max_people = max_people
         self.masks = masks
-        self._detector = _interpreter(Path(model_dir) / DETECTOR, num_threads)
-        self._landmark_net = _interpreter(Path(model_dir) / LANDMARK_NET, num_threads)
+        files = model_files(model_dir)
+        self._detector = _interpreter(files[DETECTOR], num_threads)
+        self._landmark_net = _interpreter(files[LANDMARK_NET], num_threads)
         self._anchors = anchors()
 
     def estimate(self, image: NDArray[np.uint8]) -> list[Person]:
@@ -160,13 +165,51 @@ class BlazePose:
         return decode_landmarks(raw[0], heatmaps[0]), score, mask.reshape(LANDMARK_SIDE, LANDMARK_SIDE)
 
 
+class BlazePoseEstimator(PoseEstimator):
+    """The `pose` pictures of views by BlazePose; one view at a time, on one thread of the CPU."""
+
+    side = 512
+    """The detector shrinks a view to 224; the landmark network wants a person of half this side in 256 pixels."""
+
+    def __init__(self, settings: PoseSettings) -> None:
+        super().__init__(settings.threshold)
+        self._model = BlazePose(settings.model_dir, masks=False, num_threads=1)
+
+    def people(self, views: Sequence[View]) -> list[NDArray[np.float64]]:
+        found = [self._model.estimate(view.pixels) for view in views]
+        # The surest comes first, and is to be on top.
+        return [np.array([person.keypoints for person in reversed(people)]).reshape(-1, 17, 3) for people in found]
+
+
+def samples_folder() -> Path:
+    """Where `uvd samples` puts files: `$UVD_SAMPLES`, or `~/.cache/uvd/samples`."""
+    return Path(os.environ.get("UVD_SAMPLES") or Path.home() / ".cache/uvd/samples")
+
+
+def model_files(folder: Path | str | None = None) -> dict[str, Path]:
+    """Name → file of both networks.
+
+    Args:
+        folder: has both files in it, or where they lie in MediaPipe's package; None: `samples_folder()`.
+
+    Raises:
+        EstimatorFilesError: if one is missing.
+    """
+    root = samples_folder() if folder is None else Path(folder).expanduser()
+    found = {}
+    for name, place in IN_WHEEL.items():
+        paths = [path for path in (root / name, root / place / name) if path.is_file()]
+        if not paths:
+            raise EstimatorFilesError(f"{root / name} is missing; `uvd samples` fetches MediaPipe's pose models")
+        found[name] = paths[0]
+    return found
+
+
 def _interpreter(path: Path, num_threads: int) -> Any:
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
         raise EstimatorFilesError(f"LiteRT is not installed (pip install ai-edge-litert): {error}") from error
-    if not path.is_file():
-        raise EstimatorFilesError(f"{path} is missing; `uvd samples` fetches MediaPipe's pose models")
     try:
         interpreter = Interpreter(model_path=str(path), num_threads=num_threads)
         interpreter.allocate_tensors()

@@ -9,9 +9,10 @@ from uvd.sequences.layouts.multiview import Multiview
 from uvd.sequences.layouts.pairs import Pairs
 from uvd.sequences.layouts.single import Single
 from uvd.sequences.layouts.tuples import Tuples
+from uvd.sequences.layouts.whole import Whole
 
 LAYOUTS: dict[str, type[Layout]] = {
-    layout.name: layout for layout in (Single, Frames, Multiview, Category, Pairs, Tuples, Interleaved, Grouped)
+    layout.name: layout for layout in (Single, Frames, Multiview, Category, Pairs, Tuples, Whole, Interleaved, Grouped)
 }
 
 __all__ = ["LAYOUTS", "Arranged", "Layout", "LayoutError", "assemble"]

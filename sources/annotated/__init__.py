@@ -1,4 +1,4 @@
-"""Readers of annotated video, one published form each; `annotated_video` makes sequences of what they read."""
+"""Readers of annotated images, one published form each; `source` makes examples of what they read."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from importlib import import_module
 from uvd.sources.annotated.base import Reader
 
 READERS: dict[str, str] = {
-    "frames": "uvd.sources.annotated.frames:FramesReader",
-    "vipseg": "uvd.sources.annotated.vipseg:VipsegReader",
-    "hand14k": "uvd.sources.annotated.hand14k:Hand14kReader",
-    "ava": "uvd.sources.annotated.ava:AvaReader",
-    "jhmdb": "uvd.sources.annotated.jhmdb:JhmdbReader",
+    "coco": "uvd.sources.annotated.coco:CocoReader",
+    "panoptic": "uvd.sources.annotated.panoptic:PanopticReader",
+    "voc": "uvd.sources.annotated.voc:VocReader",
+    "yolo": "uvd.sources.annotated.yolo:YoloReader",
+    "files": "uvd.sources.annotated.files:FilesReader",
+    "shards": "uvd.sources.annotated.shards:ShardsReader",
 }
 """Kind → where its reader is; imported when used, so that a worker loads what it needs."""
 

@@ -1,94 +1,89 @@
-"""The contract of a reader: one published form of annotated video → windows of up to 8 annotated frames.
+"""The contract of a reader: one published form of annotated images → photos, each with annotations to draw.
 
-A reader plans (`items`) and opens one window (`frames`); the transform, the pictures and the accounting are the
-source's. What can be seen to be unusable when planning, such as a frame without annotation, is an item too: `refused`.
+A reader plans (`items`) and opens one photo (`open`); the transform, the pictures, networks and the accounting are the
+source's. What can be seen to be unusable when planning, such as a photo without annotation, is an item too: `refused`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from uvd.sequences import MAX_IMAGES, Reason, Transform
-from uvd.sequences.reject import RejectedInput
-from uvd.sources.annotated.config import AnnotatedVideoConfig
+from uvd.sources.annotated.config import AnnotatedConfig
 from uvd.sources.base import Item
-
-WINDOW = MAX_IMAGES // 2
-"""Annotated frames of one sequence; each is two pictures."""
-
-T = TypeVar("T")
-
-Draw = Callable[[Transform, NDArray[np.uint8]], tuple[NDArray[np.uint8], bool]]
-"""(the window's transform, the frame after it) → the annotation as `(256, 256, 3)` uint8 RGB, and whether it shows
-anything there. Labels are taken through the transform by nearest neighbour, coordinates are mapped and then drawn.
-Raises RejectedInput for an annotation that cannot be drawn."""
+from uvd.sources.drawing import Draw
 
 
 @dataclass(frozen=True, slots=True)
-class AnnotatedFrame:
-    """One frame and its annotation, before the transform.
+class Annotation:
+    """One annotation of a photo, before the transform.
 
     Attributes:
-        pixels: `(H, W, 3)` uint8 RGB; the transform is fitted to these.
-        size: (width, height) of the raw frame.
-        origin, annotation_origin: paths relative to the input.
-        number: the frame's number in its video, or None.
-        draw: makes the annotation's picture.
+        role: of its picture: `boxes`, `pose`, `segmentation`, `foreground`, `depth`, ...
+        origin: path relative to the input of the file that it is from.
+        draw: makes its picture.
+        drawn: False for pictures that are photos themselves, such as the clean one of a restoration pair: these may be
+            stored as JPEG.
+        group: "" for annotations that belong into one example with the photo. Any other makes an example of its own,
+            photo and annotation, beside others of the same group only: masks of one class. Never written.
+        degraded: True for what the photo would be restored from, see `Picture`.
+    """
+
+    role: str
+    origin: str
+    draw: Draw
+    drawn: bool = True
+    group: str = ""
+    degraded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedImage:
+    """One photo and its annotations.
+
+    Attributes:
+        pixels: `(H, W, 3)` uint8 RGB, upright; the transform is fitted to these.
+        size: (width, height) of the raw photo.
+        origin: path relative to the input.
+        annotations: in the order in which their pictures follow the photo's.
+        people: `(N, 4)` x, y, width, height of people in `pixels`, for pose networks; None if no annotation says.
     """
 
     pixels: NDArray[np.uint8]
     size: tuple[int, int]
     origin: str
-    annotation_origin: str
-    number: int | None
-    draw: Draw
+    annotations: tuple[Annotation, ...]
+    people: NDArray[np.float64] | None = None
 
 
 class Reader(ABC):
-    """Subclass, implement `items` and `frames`, and add one line to `uvd.sources.annotated.READERS`."""
+    """Subclass, implement `items` and `open`, and add one line to `uvd.sources.annotated.READERS`."""
 
-    def __init__(self, config: AnnotatedVideoConfig) -> None:
+    def __init__(self, config: AnnotatedConfig) -> None:
         self.config = config
 
     @abstractmethod
     def items(self) -> Iterator[Item]:
-        """All planned inputs in a deterministic order: windows, and what was `refused`.
+        """All planned inputs in a deterministic order: photos, and what was `refused`.
 
-        A window has `origin`, `clip` (what is split as a whole), `role` of its annotations, `split` if the data set
-        says which, and whatever `frames` needs and identifies its content.
+        A photo has `origin`, `split` if the data set says which, and whatever `open` needs and identifies its content
+        (sizes of its files in bytes).
 
         Raises:
             SourceError: if the input as a whole is not of this form.
         """
 
     @abstractmethod
-    def frames(self, item: Item) -> Iterator[AnnotatedFrame | RejectedInput]:
-        """The frames of a window in their order. A `RejectedInput` that is yielded says what was left out of it.
+    def open(self, item: Item) -> AnnotatedImage:
+        """Decodes the photo of an item and gets its annotations ready to be drawn.
 
         Raises:
-            RejectedInput: if the window cannot be used at all.
+            RejectedInput: if the photo or an annotation cannot be used.
         """
 
     def close(self) -> None:  # noqa: B027 - most readers hold nothing
         """Ends child processes and forgets what was read; called after each work unit."""
-
-
-def refused(origin: str, reason: Reason, detail: str) -> Item:
-    """An input that is rejected by name."""
-    return {"origin": origin, "refused": str(reason), "detail": detail}
-
-
-def windows(frames: Sequence[T], stride: int = 1) -> Iterator[list[T]]:
-    """Every `stride`-th frame, in groups of up to 8.
-
-    >>> list(windows(range(20), 2))
-    [[0, 2, 4, 6, 8, 10, 12, 14], [16, 18]]
-    """
-    taken = list(frames[::stride])
-    return (taken[start : start + WINDOW] for start in range(0, len(taken), WINDOW))

@@ -1,4 +1,4 @@
-"""Settings of the `annotated-video` source: those of all kinds, and for some kinds one or two of their own."""
+"""Settings of the `annotated` source: those of all kinds, and for some kinds a few of their own."""
 
 from __future__ import annotations
 
@@ -7,54 +7,87 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from uvd.sources.base import NOT_DATA, SourceConfig
-from uvd.sources.decode import MAX_BYTES, MAX_PIXELS
+from uvd.sources.annotated.map_form import MapForm
+from uvd.sources.annotated.presets import PRESETS
+from uvd.sources.base import NOT_DATA
+from uvd.sources.decode import MAX_BYTES
+from uvd.sources.photos import PhotoConfig
 
-_OWNERS = {
-    "annotation": "frames",
-    "colour_by": "vipseg",
-    "hands": "hand14k",
-    "boxes_over_image": "ava",
-    "files_start_s": "ava",
-    "render": "jhmdb",
+Render = Literal["boxes", "filled_boxes", "pose", "segmentation", "foreground"]
+Kind = Literal[
+    "coco",
+    "panoptic",
+    "voc",
+    "yolo",
+    "files",
+    "shards",
+    # forms of `files`
+    "ade20k",
+    "cityscapes",
+    "coco-stuff",
+    "voc-segmentation",
+    "nyu-depth",
+    "kitti-depth",
+    "pairs",
+    "stereo",
+]
+
+_OWNERS: dict[str, tuple[str, ...]] = {
+    "annotations": ("coco", "panoptic"),
+    "render": ("coco", "voc", "yolo"),
+    "boxes_over_image": ("coco", "voc", "yolo"),
+    "masks": ("panoptic",),
+    "colour_by": ("panoptic",),
+    "images": ("files",),
+    "maps": ("files",),
 }
-"""Settings that mean something for one kind only."""
+"""Settings that mean something for some kinds only."""
 
 
-class AnnotatedVideoConfig(SourceConfig):
-    """Settings of the `annotated-video` source."""
+class AnnotatedConfig(PhotoConfig):
+    """Settings of the `annotated` source."""
 
-    source: Literal["annotated-video"] = "annotated-video"
-    kind: Literal["frames", "vipseg", "hand14k", "ava", "jhmdb"] = "frames"
-    """In which published form the input is; `frames` is the general one, a folder of frames and one of annotations."""
+    source: Literal["annotated"] = "annotated"
+    kind: Kind = "coco"
+    """In which published form the input is; `files` is the general one, photos and maps matched by their names."""
     input: Path = Field(json_schema_extra=NOT_DATA)
-    """Folder in the form that the kind says."""
-    stride: int = Field(1, ge=1)
-    """Every how many annotated frames one is taken."""
-    annotation: Literal["labels", "colours"] = "labels"
-    """frames: `labels` are single-channel ids, coloured by uvd's palette; `colours` RGB pictures, taken as they are."""
-    colour_by: Literal["track", "class"] = "track"
-    """vipseg: a colour for each object of a clip, or for each class of the data set."""
-    hands: Literal["white", "palette"] = "white"
-    """hand14k: masks of 0 and 1, or 0 and 255, in white; or masks of ids (left, right) in the palette's colours."""
+    """Folder in the form that the kind says; for `coco` that of the images which the JSON's `file_name`s name; for
+    `shards` a dataset of uvd."""
+    annotations: tuple[Path, ...] = Field((), json_schema_extra=NOT_DATA)
+    """coco, panoptic: JSON files of the same images, such as instances and person keypoints."""
+    render: tuple[Render, ...] = Field(("boxes", "pose", "segmentation"), min_length=1)
+    """coco, voc, yolo: what to draw, where an image has it. `filled_boxes` are white on black; `foreground` makes a
+    white mask on black for each class, in sequences of one class (the form of Pascal-5i)."""
     boxes_over_image: bool = True
-    """ava: boxes over the frame, the paper's overlay; otherwise on black."""
-    files_start_s: float = Field(0.0, ge=0)
-    """ava: second of the film at which the files start; 900 for copies that were cut to the annotated quarter."""
-    render: tuple[Literal["pose", "mask"], ...] = Field(("pose", "mask"), min_length=1)
-    """jhmdb: what to draw; each makes sequences of its own."""
-    layouts: dict[str, float] = {"interleaved": 1.0, "grouped": 1.0}
-    max_pixels: int = Field(MAX_PIXELS, ge=1)
-    """Of an image file."""
+    """coco, voc, yolo: boxes over the photo, the paper's overlay; otherwise on black."""
+    masks: Path | None = Field(None, json_schema_extra=NOT_DATA)
+    """panoptic: folder of the PNGs; by default a folder beside the JSON with its name."""
+    colour_by: Literal["class", "segment"] = "class"
+    """panoptic: a colour for each class of the data set, or for each segment of an image."""
+    images: str = ""
+    """files: which photos, as a pattern of paths below the input: `*` stands for part of a name, `**` for folders."""
+    maps: dict[str, MapForm] = {}
+    """files: role → which files, in what form. Each `*` must stand for the same as in the photo's path."""
+    layouts: dict[str, float] = {"pairs": 1.0, "tuples": 1.0}
     max_bytes: int = Field(MAX_BYTES, ge=1)
-    """Of an image or .mat file."""
+    """Of an image or map file."""
 
     @model_validator(mode="after")
     def _settings_of_this_kind(self) -> Self:
-        """Refuses what would be ignored."""
-        for name, owner in _OWNERS.items():
-            if self.kind != owner and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} is a setting of kind {owner}, not of {self.kind}")
-        if len(set(self.render)) != len(self.render):
-            raise ValueError("render names something twice")
+        """Refuses what would be ignored, and what is missing."""
+        for name, owners in _OWNERS.items():
+            if self.kind not in owners and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is a setting of kind {' or '.join(owners)}, not of {self.kind}")
+        if self.kind in ("coco", "panoptic") and not self.annotations:
+            raise ValueError(f"kind {self.kind} needs annotations: its JSON files")
+        if self.kind == "files" and not (self.images and self.maps):
+            raise ValueError("kind files needs images and maps")
+        for name in ("render", "derive"):
+            if len(set(getattr(self, name))) != len(getattr(self, name)):
+                raise ValueError(f"{name} names something twice")
         return self
+
+    @property
+    def reader(self) -> str:
+        """The reader of this kind: the forms of `files` share one."""
+        return "files" if self.kind in PRESETS else self.kind

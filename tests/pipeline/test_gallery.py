@@ -15,7 +15,7 @@ from uvd.pipeline.demo import gallery, published_forms
 from uvd.pipeline.demo.published_forms import EstimatedFrame, follow, jhmdb_joints, mat_file
 from uvd.renderers.estimators.blazepose import Person
 from uvd.renderers.palette import colour
-from uvd.sources.annotated.mat import read_variable
+from uvd.sources.annotated_video.mat import read_variable
 from uvd.sources.video_decoder import read_frames
 
 WIDTH, HEIGHT, FPS = 200, 150, 5

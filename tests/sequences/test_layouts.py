@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -163,3 +164,29 @@ def test_rejects_pass_through_in_place():
 def test_pairs_refuse_a_photo_alone():
     with pytest.raises(LayoutError, match="no annotation"):
         arrange("pairs", [make(0)])
+
+
+def test_pairs_put_what_is_degraded_before_the_photo():
+    def restored(index: int) -> Example:
+        photo, boxes, noise = make(index, ("image", "boxes", "noise")).pictures
+        return Example((index,), "d", "train", (photo, boxes, replace(noise, degraded=True)))
+
+    result = sequences(arrange("pairs", [restored(index) for index in range(11)]))
+    assert [sequence.roles for sequence in result] == [
+        ("image", "boxes") * 8,
+        ("noise", "image") * 8,
+        ("image", "boxes") * 3,
+        ("noise", "image") * 3,
+    ]
+    for sequence in result:
+        for first, second in zip(sequence.pictures[::2], sequence.pictures[1::2], strict=True):
+            assert first.origin == second.origin
+
+
+def test_pairs_of_different_groups_share_no_sequence():
+    examples = [make(index, ("image", "foreground"), group=("", "a", "b")[index % 3]) for index in range(30)]
+    result = sequences(arrange("pairs", examples))
+    assert sorted(len(sequence.inputs) for sequence in result) == [2, 2, 2, 8, 8, 8]
+    for sequence in result:
+        assert len({index % 3 for index in sequence.inputs}) == 1
+    assert sorted(index for sequence in result for index in sequence.inputs) == list(range(30))

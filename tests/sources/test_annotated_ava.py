@@ -14,7 +14,7 @@ from annotated_support import HEIGHT, SIDE, WIDTH, config, ingest, left_of, numb
 
 from uvd.renderers.palette import PALETTE
 from uvd.sequences import Example
-from uvd.sources.annotated_video import AnnotatedVideoSource
+from uvd.sources.annotated_video.source import AnnotatedVideoSource
 from uvd.sources.base import SourceError
 
 FPS = 10

@@ -10,8 +10,8 @@ from annotated_support import HEIGHT, WIDTH, colour_on, config, ingest, numbers,
 from annotated_support import write_picture as write
 
 from uvd.renderers.palette import PALETTE
-from uvd.sources.annotated.hand14k import clip_and_number
-from uvd.sources.annotated_video import AnnotatedVideoSource
+from uvd.sources.annotated_video.hand14k import clip_and_number
+from uvd.sources.annotated_video.source import AnnotatedVideoSource
 from uvd.sources.base import SourceError
 
 WHITE = (255, 255, 255)

@@ -30,10 +30,10 @@ from scipy.io import savemat
 from uvd.renderers.pose import JOINT_COLOURS
 from uvd.sequences import Example, Reject, Seeds
 from uvd.sequences.reject import RejectedInput
-from uvd.sources.annotated import mat
-from uvd.sources.annotated.jhmdb import OPENPOSE_OF_JHMDB
-from uvd.sources.annotated.mat import read_variable
-from uvd.sources.annotated_video import AnnotatedVideoSource
+from uvd.sources.annotated_video import mat
+from uvd.sources.annotated_video.jhmdb import OPENPOSE_OF_JHMDB
+from uvd.sources.annotated_video.mat import read_variable
+from uvd.sources.annotated_video.source import AnnotatedVideoSource
 from uvd.sources.base import SourceError
 
 NAMES = (

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from uvd.renderers.palette import PALETTE
 from uvd.sequences import Example, Reject, Seeds
-from uvd.sources.annotated import READERS, reader_class
-from uvd.sources.annotated_video import AnnotatedVideoConfig, AnnotatedVideoSource
+from uvd.sources.annotated_video import READERS, reader_class
+from uvd.sources.annotated_video.source import AnnotatedVideoConfig, AnnotatedVideoSource
 from uvd.sources.base import SourceError
 
 STEP = 10

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from uvd.renderers.palette import PALETTE
 from uvd.sequences import Example, Seeds
-from uvd.sources.annotated_video import AnnotatedVideoSource
+from uvd.sources.annotated_video.source import AnnotatedVideoSource
 from uvd.sources.base import SourceError
 
 STUFF, THINGS = 3, (6100, 6101)

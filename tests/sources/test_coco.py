@@ -19,8 +19,8 @@ from uvd.pipeline.config import config_entry
 from uvd.pipeline.ingest import make_shard, plan
 from uvd.renderers.palette import PALETTE
 from uvd.sequences import Example, Reject, Seeds
+from uvd.sources.annotated.source import AnnotatedConfig, AnnotatedSource
 from uvd.sources.base import SourceError
-from uvd.sources.coco import CocoConfig, CocoSource
 
 WIDTH, HEIGHT = 400, 300
 CROP = 50
@@ -96,16 +96,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def config(folder: Path, coco: Any, **more: Any) -> CocoConfig:
+def config(folder: Path, coco: Any, **more: Any) -> AnnotatedConfig:
     path = folder / "annotations.json"
     path.write_text(coco if isinstance(coco, str) else json.dumps(coco))
     settings = {"dataset": "d", "input": folder / "images", "annotations": [path], "boxes_over_image": False}
-    return CocoConfig.model_validate(settings | more)
+    return AnnotatedConfig.model_validate(settings | more)
 
 
-def read(config: CocoConfig) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, str]]:
+def read(config: AnnotatedConfig) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, str]]:
     """Pictures by role, for each image, and the reason of each reject; all in one unit, every input once."""
-    source = CocoSource(config)
+    source = AnnotatedSource(config)
     (unit,) = source.plan()
     items = list(source.read(unit, Seeds(0)))
     named = [item.input if isinstance(item, Reject) else item.inputs[0] for item in items]
@@ -206,7 +206,7 @@ def test_several_files_of_the_same_images_are_joined(folder):
 
 
 def test_an_image_without_annotations_still_has_derived_pictures(folder):
-    examples, rejects = read(config(folder, content(), render=["boxes", "grey", "masked"]))
+    examples, rejects = read(config(folder, content(), render=["boxes"], derive=["grey", "masked"]))
     assert rejects == {}
     assert set(examples["004.png"]) == {"image", "grey", "masked"}
 
@@ -276,7 +276,7 @@ def test_damage_costs_its_image_and_no_more(folder, damage):
 
 def test_a_damaged_image_file_is_one_reject(folder):
     (folder / "images" / "002.png").write_text("<html>")
-    examples, rejects = read(config(folder, content()))
+    examples, rejects = read(config(folder, content(), derive=["grey"]))
     assert rejects == {"002.png": "not_image"}
     assert set(examples) == {"001.png", "003.png", "004.png"}
 
@@ -285,7 +285,7 @@ def test_annotations_of_an_unlisted_image_are_one_reject(folder):
     coco = content()
     stray = [first(coco) | {"image_id": 55}, first(coco) | {"image_id": 55}]
     coco["annotations"] += copy.deepcopy(stray)
-    examples, rejects = read(config(folder, coco))
+    examples, rejects = read(config(folder, coco, derive=["grey"]))
     assert rejects == {"image_id 55": "bad_annotation"}
     assert len(examples) == 4
 
@@ -295,7 +295,7 @@ def test_a_class_beyond_the_palette_is_one_reject(folder):
     coco = content()
     coco["categories"] = [{"id": identity, "name": "c"} for identity in range(1, 2200)]
     first(coco)["category_id"] = 2150
-    examples, rejects = read(config(folder, coco))
+    examples, rejects = read(config(folder, coco, derive=["grey"]))
     assert rejects == {"001.png": "bad_annotation"}
     assert len(examples) == 3
 
@@ -325,6 +325,13 @@ def without(key: str) -> Coco:
     return {name: value for name, value in content().items() if name != key}
 
 
+def with_image(**entry: Any) -> Coco:
+    """With other values in the first image's entry; None leaves a key out."""
+    coco = content()
+    coco["images"][0] = {key: value for key, value in (coco["images"][0] | entry).items() if value is not None}
+    return coco
+
+
 @pytest.mark.parametrize(
     ("coco", "named"),
     [
@@ -338,14 +345,20 @@ def without(key: str) -> Coco:
         pytest.param(without("categories"), "'categories'", id="no-categories"),
         pytest.param(content() | {"images": {}}, "'images'", id="images-object"),
         pytest.param(content() | {"images": [{"id": "1"}]}, r"images\[0\].*'id'", id="image-id-text"),
-        pytest.param(content() | {"images": [{"id": 1, "file_name": 5}]}, r"images\[0\].*file_name", id="name-5"),
+        pytest.param(with_image(width=None), r"images\[0\].*'width'", id="no-width"),
+        pytest.param(with_image(height=300.5), r"images\[0\].*'height'", id="height-fraction"),
+        pytest.param(with_image(id=True), r"images\[0\].*'id'", id="id-true"),
+        pytest.param(with_image(file_name=5), r"images\[0\].*file_name", id="name-5"),
+        pytest.param(with_image(file_name=None), r"images\[0\].*coco_url", id="no-name"),
+        pytest.param(with_image(id=2), r"images\[1\].*'id' 2", id="id-twice"),
+        pytest.param(content() | {"images": []}, "no images", id="no-entries"),
         pytest.param(content() | {"annotations": [{}]}, r"annotations\[0\].*'image_id'", id="annotation-empty"),
-        pytest.param(content() | {"categories": ["dog"]}, r"categories\[0\].*'id'", id="category-text"),
+        pytest.param(content() | {"categories": ["dog"]}, r"categories\[0\] is a str", id="category-text"),
     ],
 )
 def test_what_is_not_coco_is_an_error_that_names_file_and_key(folder, coco, named):
     with pytest.raises(SourceError, match=named) as refused:
-        list(CocoSource(config(folder, coco)).plan())
+        list(AnnotatedSource(config(folder, coco)).plan())
     assert "annotations.json" in str(refused.value)
 
 
@@ -356,4 +369,4 @@ def test_an_annotation_file_that_is_none_is_an_error_that_names_it(folder, kind)
     if kind == "folder":
         place.mkdir()
     with pytest.raises(SourceError, match=str(place)):
-        list(CocoSource(base.model_copy(update={"annotations": (place,)})).plan())
+        list(AnnotatedSource(base.model_copy(update={"annotations": (place,)})).plan())

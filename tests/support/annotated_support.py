@@ -15,7 +15,7 @@ from uvd.manifests.verify import verify
 from uvd.pipeline.config import config_entry
 from uvd.pipeline.ingest import make_shard, plan
 from uvd.sequences import Example, Reject, Seeds
-from uvd.sources.annotated_video import AnnotatedVideoConfig, AnnotatedVideoSource
+from uvd.sources.annotated_video.source import AnnotatedVideoConfig, AnnotatedVideoSource
 
 WIDTH, HEIGHT = 200, 150
 SIDE = 30

@@ -1,4 +1,4 @@
-"""Frames and annotation images that lie as files in two folders: matched by name, opened as pairs.
+"""Files that belong together by name: images in two folders matched by stem, names listed safely.
 
 Names that begin with a dot (such as those macOS leaves) are not inputs. Everything else ends in a pair or is refused.
 """
@@ -8,19 +8,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
+from uvd.sequences import Reason
+from uvd.sources.base import Item, SourceError, refused
+from uvd.sources.decode import IMAGE_SUFFIXES
 
-from uvd.renderers.palette import PALETTE_SIZE, paint
-from uvd.renderers.segmentation import render_segmentation
-from uvd.sequences import Reason, Transform
-from uvd.sequences.reject import RejectedInput
-from uvd.sources.annotated.base import Draw, refused
-from uvd.sources.annotated.config import AnnotatedVideoConfig
-from uvd.sources.base import Item, SourceError
-from uvd.sources.decode import IMAGE_SUFFIXES, decode_image, decode_labels, read_bytes
-
-Labels = NDArray[np.int32]
 MAX_DIGITS = 9
 """Of a frame number: manifests hold 32 bits."""
 
@@ -91,59 +82,6 @@ class Matched:
 def sizes(root: Path, paths: Collection[str]) -> list[int]:
     """Bytes of files, which identify them in a plan."""
     return [(root / path).stat().st_size for path in paths]
-
-
-def decode_frame(config: AnnotatedVideoConfig, path: str) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """`decode_image` of a file of the input."""
-    return decode_image(read_bytes(config.input / path, config.max_bytes), max_pixels=config.max_pixels)
-
-
-def decode_ids(config: AnnotatedVideoConfig, path: str) -> Labels:
-    """`decode_labels` of a file of the input."""
-    return decode_labels(read_bytes(config.input / path, config.max_bytes), max_pixels=config.max_pixels)
-
-
-def check_size(annotation: NDArray, path: str, pixels: NDArray[np.uint8]) -> None:
-    """
-    Raises:
-        RejectedInput: unless an annotation `(H, W, …)` covers its frame pixel for pixel.
-    """
-    if annotation.shape[:2] != pixels.shape[:2]:
-        detail = f"{path} is {annotation.shape[1::-1]}, its frame {pixels.shape[1::-1]}"
-        raise RejectedInput(Reason.BAD_ANNOTATION, detail)
-
-
-def draw_ids(ids: Labels) -> Draw:
-    """Ids are places in the palette; 0 is void."""
-
-    def draw(transform: Transform, _: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], bool]:
-        labels = transform.labels(ids)
-        try:
-            return render_segmentation(labels.astype(np.int32)), bool(labels.any())
-        except ValueError as error:
-            raise RejectedInput(Reason.BAD_ANNOTATION, str(error)) from error
-
-    return draw
-
-
-def draw_with(ids: Labels, colours: dict[int, int], path: str) -> Draw:
-    """Ids get the place in the palette that `colours` says; 0 is void. Ids not among them are an error.
-
-    All ids of the annotation are checked, those that the transform cuts away too.
-    """
-    present = np.unique(ids)
-    for identity in present.tolist():
-        if identity and identity not in colours:
-            raise RejectedInput(Reason.BAD_ANNOTATION, f"{path}: pixels of id {identity}, which is no segment")
-        if identity and colours[identity] >= PALETTE_SIZE:
-            raise RejectedInput(Reason.BAD_ANNOTATION, f"over {PALETTE_SIZE - 1} objects: the palette has no more")
-    places = np.array([colours[identity] if identity else 0 for identity in present.tolist()], dtype=np.int64)
-
-    def draw(transform: Transform, _: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], bool]:
-        labels = places[np.searchsorted(present, transform.labels(ids))]
-        return paint(labels), bool(labels.any())
-
-    return draw
 
 
 def frame_number(path: str) -> int | None:

@@ -19,21 +19,14 @@ from numpy.typing import NDArray
 from uvd.renderers.pose import render_openpose, visible_skeletons
 from uvd.sequences import Reason, Transform
 from uvd.sequences.reject import RejectedInput
-from uvd.sources.annotated.base import AnnotatedFrame, Draw, Reader, refused, windows
-from uvd.sources.annotated.config import AnnotatedVideoConfig
-from uvd.sources.annotated.hand14k import draw_mask
-from uvd.sources.annotated.image_pairs import (
-    check_size,
-    decode_frame,
-    files_by_stem,
-    folders,
-    frame_number,
-    need_folders,
-    sizes,
-)
-from uvd.sources.annotated.mat import read_variable
-from uvd.sources.base import Item, SourceError
+from uvd.sources.annotated_video.base import AnnotatedFrame, Reader, windows
+from uvd.sources.annotated_video.config import AnnotatedVideoConfig
+from uvd.sources.annotated_video.hand14k import draw_mask
+from uvd.sources.annotated_video.mat import read_variable
+from uvd.sources.base import Item, SourceError, refused
 from uvd.sources.decode import read_bytes
+from uvd.sources.drawing import Draw, check_size, open_image
+from uvd.sources.matching import files_by_stem, folders, frame_number, need_folders, sizes
 
 IMAGES = "Rename_Images"
 FILES = {"pose": ("joint_positions", "joint_positions.mat"), "mask": ("puppet_mask", "puppet_mask.mat")}
@@ -121,7 +114,7 @@ class JhmdbReader(Reader):
         beyond = [number for number, _ in item["frames"] if number > columns]
         for number, path in item["frames"]:
             if number <= columns:
-                pixels, size = decode_frame(self.config, path)
+                pixels, size = open_image(self.config, path)
                 draw = _annotation(item["role"], values[:, :, number - 1], annotation, pixels)
                 yield AnnotatedFrame(pixels, size, path, annotation, number, draw)
         if beyond:

@@ -20,11 +20,12 @@ from uvd.renderers.palette import PALETTE_SIZE
 from uvd.sequences import IMAGE_SIZE, Reason, Transform
 from uvd.sequences.geometry import MIN_RANDOM_CROP
 from uvd.sequences.reject import RejectedInput
-from uvd.sources.annotated.ava_csv import BoxList, Film, read_lists
-from uvd.sources.annotated.base import AnnotatedFrame, Draw, Reader, refused, windows
-from uvd.sources.annotated.config import AnnotatedVideoConfig
-from uvd.sources.annotated.image_pairs import need_folders
-from uvd.sources.base import Item
+from uvd.sources.annotated_video.ava_csv import BoxList, Film, read_lists
+from uvd.sources.annotated_video.base import AnnotatedFrame, Reader, windows
+from uvd.sources.annotated_video.config import AnnotatedVideoConfig
+from uvd.sources.base import Item, refused
+from uvd.sources.drawing import Draw
+from uvd.sources.matching import need_folders
 from uvd.sources.video_decoder import DecodedFrame, FrameIndex, VideoDecoder
 
 VIDEOS = "videos"

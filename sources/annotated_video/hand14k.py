@@ -18,19 +18,10 @@ from numpy.typing import NDArray
 from uvd.renderers.segmentation import render_foreground
 from uvd.sequences import Reason, Transform
 from uvd.sequences.reject import RejectedInput
-from uvd.sources.annotated.base import AnnotatedFrame, Draw, Reader, refused, windows
-from uvd.sources.annotated.image_pairs import (
-    MAX_DIGITS,
-    Labels,
-    Matched,
-    check_size,
-    decode_frame,
-    decode_ids,
-    draw_ids,
-    need_folders,
-    sizes,
-)
-from uvd.sources.base import Item, SourceError
+from uvd.sources.annotated_video.base import AnnotatedFrame, Reader, windows
+from uvd.sources.base import Item, SourceError, refused
+from uvd.sources.drawing import Draw, Labels, check_size, draw_ids, open_image, open_labels
+from uvd.sources.matching import MAX_DIGITS, Matched, need_folders, sizes
 
 IMAGES, MASKS = "Images", "Masks"
 ROLE = "mask"
@@ -70,8 +61,8 @@ class Hand14kReader(Reader):
 
     def frames(self, item: Item) -> Iterator[AnnotatedFrame | RejectedInput]:
         for (frame, mask), number in zip(item["pairs"], item["numbers"], strict=True):
-            pixels, size = decode_frame(self.config, frame)
-            ids = decode_ids(self.config, mask)
+            pixels, size = open_image(self.config, frame)
+            ids = open_labels(self.config, mask)
             check_size(ids, mask, pixels)
             draw = draw_ids(ids) if self.config.hands == "palette" else draw_white(ids, mask)
             yield AnnotatedFrame(pixels, size, frame, mask, number, draw)

@@ -12,9 +12,9 @@ from typing import ClassVar
 
 from uvd.sequences import Example, Picture, Reason, Reject, Seeds
 from uvd.sequences.reject import RejectedInput
-from uvd.sources.annotated import reader_class
-from uvd.sources.annotated.base import AnnotatedFrame
-from uvd.sources.annotated.config import AnnotatedVideoConfig
+from uvd.sources.annotated_video import reader_class
+from uvd.sources.annotated_video.base import AnnotatedFrame
+from uvd.sources.annotated_video.config import AnnotatedVideoConfig
 from uvd.sources.base import Item, ItemSource, SourceConfig, WorkUnit
 
 
@@ -36,8 +36,6 @@ class AnnotatedVideoSource(ItemSource):
             self._reader.close()
 
     def examples(self, item: Item, index: int, seeds: Seeds) -> Iterator[Example]:
-        if "refused" in item:
-            raise RejectedInput(Reason(item["refused"]), item["detail"])
         pictures: list[Picture] = []
         left_out: list[RejectedInput] = []
         shows = False

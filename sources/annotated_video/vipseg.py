@@ -18,23 +18,11 @@ import numpy as np
 
 from uvd.sequences import Reason
 from uvd.sequences.reject import RejectedInput
-from uvd.sources.annotated.base import AnnotatedFrame, Reader, refused, windows
-from uvd.sources.annotated.image_pairs import (
-    Labels,
-    Matched,
-    check_size,
-    decode_frame,
-    decode_ids,
-    draw_with,
-    files_by_stem,
-    folders,
-    frame_number,
-    listed_lines,
-    need_folders,
-    sizes,
-)
-from uvd.sources.annotated.vipseg_json import SPLITS, Panoptic, json_files, read_panoptic
-from uvd.sources.base import Item, SourceError
+from uvd.sources.annotated_video.base import AnnotatedFrame, Reader, windows
+from uvd.sources.annotated_video.vipseg_json import SPLITS, Panoptic, json_files, read_panoptic
+from uvd.sources.base import Item, SourceError, refused
+from uvd.sources.drawing import Labels, check_size, draw_with, open_image, open_labels
+from uvd.sources.matching import Matched, files_by_stem, folders, frame_number, listed_lines, need_folders, sizes
 
 ROLE = "segmentation"
 FRAMES, MASKS, CONVERTED = ("imgs", "images"), "panomasks", "panomasksRGB"
@@ -119,7 +107,7 @@ class VipsegReader(Reader):
 
     def frames(self, item: Item) -> Iterator[AnnotatedFrame | RejectedInput]:
         for number, (frame, mask) in enumerate(item["pairs"]):
-            pixels, size = decode_frame(self.config, frame)
+            pixels, size = open_image(self.config, frame)
             if "colours" in item:
                 ids = self._segment_ids(mask)
                 colours = {identity: place for identity, place in item["colours"][number]}
@@ -130,11 +118,11 @@ class VipsegReader(Reader):
             yield AnnotatedFrame(pixels, size, frame, mask, frame_number(frame), draw_with(ids, colours, mask))
 
     def _segment_ids(self, path: str) -> Labels:
-        colours, _ = decode_frame(self.config, path)
+        colours, _ = open_image(self.config, path)
         return colours.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
 
     def _published_ids(self, path: str) -> Labels:
-        ids = decode_ids(self.config, path)
+        ids = open_labels(self.config, path)
         if int(ids.max()) > MAX_VALUE or int(ids.min()) < 0:
             worst = int(ids.max()) if int(ids.max()) > MAX_VALUE else int(ids.min())
             raise RejectedInput(Reason.BAD_ANNOTATION, f"{path}: value {worst} is no class of {CLASSES}")

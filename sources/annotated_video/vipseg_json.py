@@ -6,13 +6,13 @@ Read: `annotations[].video_id`, `.annotations[].file_name`, `.segments_info[].id
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from uvd.sources.base import SourceError
+from uvd.sources.json_files import read_json_object
 
 SPLITS = ("train", "val", "test")
 MAX_JSON_BYTES = 2 << 30
@@ -54,7 +54,7 @@ def read_panoptic(files: list[Path]) -> Panoptic:
     panoptic = Panoptic()
     categories: set[int] = set()
     for path in files:
-        content = _load(path)
+        content = read_json_object(path, MAX_JSON_BYTES, "VIPSeg's panoptic form")
         categories.update(_integer(path, entry, "id") for entry in _entries(path, content, "categories"))
         split = next((split for split in SPLITS if path.stem.endswith(f"_{split}")), None)
         for entry in _entries(path, content, "annotations"):
@@ -88,20 +88,6 @@ def _masks(path: Path, annotation: dict[str, Any]) -> Iterator[tuple[str, Segmen
             if segments.setdefault(identity, category) != category:
                 raise SourceError(f"{path}: segment {identity} of {name!r} has two categories")
         yield PurePosixPath(name).stem, segments
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise SourceError(f"{path} is larger than {MAX_JSON_BYTES} bytes")
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise SourceError(f"{path}: the top level is a {type(content).__name__}, not an object")
-    return content
 
 
 def _entries(path: Path, content: dict[str, Any], name: str) -> list[dict[str, Any]]:

@@ -13,18 +13,10 @@ from numpy.typing import NDArray
 
 from uvd.sequences import Reason, Transform
 from uvd.sequences.reject import RejectedInput
-from uvd.sources.annotated.base import AnnotatedFrame, Draw, Reader, refused, windows
-from uvd.sources.annotated.image_pairs import (
-    Matched,
-    check_size,
-    decode_frame,
-    decode_ids,
-    draw_ids,
-    folders,
-    frame_number,
-    sizes,
-)
-from uvd.sources.base import Item, SourceError
+from uvd.sources.annotated_video.base import AnnotatedFrame, Reader, windows
+from uvd.sources.base import Item, SourceError, refused
+from uvd.sources.drawing import Draw, check_size, draw_ids, open_image, open_labels
+from uvd.sources.matching import Matched, folders, frame_number, sizes
 
 FRAMES = "frames"
 
@@ -52,16 +44,16 @@ class FramesReader(Reader):
 
     def frames(self, item: Item) -> Iterator[AnnotatedFrame | RejectedInput]:
         for frame, annotation in item["pairs"]:
-            pixels, size = decode_frame(self.config, frame)
+            pixels, size = open_image(self.config, frame)
             draw = self._annotation(annotation, pixels)
             yield AnnotatedFrame(pixels, size, frame, annotation, frame_number(frame), draw)
 
     def _annotation(self, path: str, pixels: NDArray[np.uint8]) -> Draw:
         if self.config.annotation == "colours":
-            colours, _ = decode_frame(self.config, path)
+            colours, _ = open_image(self.config, path)
             check_size(colours, path, pixels)
             return _draw_colours(colours)
-        ids = decode_ids(self.config, path)
+        ids = open_labels(self.config, path)
         check_size(ids, path, pixels)
         return draw_ids(ids)
 

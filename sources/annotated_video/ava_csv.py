@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 
-from uvd.sources.annotated.image_pairs import listed_lines
 from uvd.sources.base import SourceError
+from uvd.sources.matching import listed_lines
 
 SPLITS = ("train", "val")
 COLUMNS = 8
