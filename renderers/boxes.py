@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf
 
-import cv2
 import numpy as np
+from cv2 import FILLED, rectangle
 from numpy.typing import ArrayLike, NDArray
 
 from uvd.renderers.canvas import canvas
@@ -56,13 +56,14 @@ def render_boxes(
     picture = canvas(size, background)
     fills = _class_colours(classes, len(boxes), filled)
     for index, (left, top, right, bottom) in _drawing_order(boxes, picture.shape[1], picture.shape[0]):
+        fill = fills[index]
         if filled:
-            cv2.rectangle(picture, (left, top), (right, bottom), fills[index], cv2.FILLED)
+            rectangle(picture, (left, top), (right, bottom), fill, FILLED)
             continue
         # Nested one-pixel outlines grow inwards; OpenCV's own thickness would spread to both sides of the edge.
-        for inset in range(min(thickness, (min(right - left, bottom - top)) // 2 + 1)):
-            first, last = (left + inset, top + inset), (right - inset, bottom - inset)
-            cv2.rectangle(picture, first, last, fills[index], 1)
+        for _ in range(min(thickness, min(right - left, bottom - top) // 2 + 1)):
+            rectangle(picture, (left, top), (right, bottom), fill)
+            left, top, right, bottom = left + 1, top + 1, right - 1, bottom - 1
     return picture
 
 
@@ -85,16 +86,23 @@ def pixel_box(box: Sequence[float], width: int, height: int) -> PixelBox | None:
     # An infinite or NaN edge fails the first two comparisons.
     if not (0 < x1 - x0 < inf and 0 < y1 - y0 < inf and x0 < width and y0 < height and x1 > 0 and y1 > 0):
         return None
-    left = min(int(max(x0, 0) + 0.5), width - 1)
-    top = min(int(max(y0, 0) + 0.5), height - 1)
-    return left, top, max(int(min(x1, width) + 0.5) - 1, left), max(int(min(y1, height) + 0.5) - 1, top)
+    left = min(int(x0 + 0.5), width - 1) if x0 > 0 else 0
+    top = min(int(y0 + 0.5), height - 1) if y0 > 0 else 0
+    right = int(x1 + 0.5) - 1 if x1 < width else width - 1
+    bottom = int(y1 + 0.5) - 1 if y1 < height else height - 1
+    return left, top, max(right, left), max(bottom, top)
 
 
 def _drawing_order(boxes: NDArray[np.float64], width: int, height: int) -> list[tuple[int, PixelBox]]:
     """The boxes to draw with their indices, largest drawn area first, ties in the given order."""
-    pixels = [(index, pixel_box(box, width, height)) for index, box in enumerate(boxes.tolist())]
-    drawn = [(index, box) for index, box in pixels if box is not None]
-    return sorted(drawn, key=lambda item: (item[1][0] - item[1][2] - 1) * (item[1][3] - item[1][1] + 1))
+    drawn = []
+    for index, edges in enumerate(boxes.tolist()):
+        box = pixel_box(edges, width, height)
+        if box is not None:
+            left, top, right, bottom = box
+            drawn.append(((left - right - 1) * (bottom - top + 1), index, box))
+    drawn.sort()
+    return [(index, box) for _, index, box in drawn]
 
 
 def _as_boxes(boxes_xyxy: ArrayLike) -> NDArray[np.float64]:

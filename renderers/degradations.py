@@ -1,8 +1,8 @@
 """Photos made worse: noise, low light, blur, low resolution, JPEG artefacts; what a photo is then restored from.
 
 All arithmetic on pixels is in whole numbers and pixel noise comes from raw 16-bit draws, so a seed gives the same bytes
-on every machine. Ranges are drawn from uniformly, in the order in which the docstrings name them. Lengths are in pixels
-of 256x256 pictures. Each costs 0.4 to 2 ms on one CPU core.
+with and without SIMD. Ranges are drawn from uniformly, in the order in which the docstrings name them. Lengths are in
+pixels of 256x256 pictures. Each costs 0.4 to 2 ms on one CPU core.
 """
 
 from __future__ import annotations

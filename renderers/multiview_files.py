@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 import trimesh
 from trimesh.resolvers import Resolver
 
+from uvd.renderers import multiview_gltf
 from uvd.sequences.reject import Reason, RejectedInput
 
 FORMATS = (".glb", ".gltf", ".obj", ".ply", ".stl")
@@ -109,11 +110,14 @@ def load_object(path: Path, max_bytes: int) -> trimesh.Scene:
     if kind not in FORMATS:
         raise RejectedInput(Reason.NOT_3D, f"{kind or 'no suffix'} is none of {', '.join(FORMATS)}")
     data = _read(path, max_bytes)
-    if kind in (".glb", ".gltf"):
-        check_gltf(data, binary=kind == ".glb")
     resolver = ConfinedResolver(path.parent, max_bytes - len(data))
+    additions = None
+    if kind in (".glb", ".gltf"):
+        data, additions = prepare_gltf(data, binary=kind == ".glb")
     try:
         scene = trimesh.load_scene(io.BytesIO(data), file_type=kind[1:], resolver=resolver, process=False)
+        if additions is not None:
+            multiview_gltf.apply(scene, additions)
     except RejectedInput:
         raise
     except FileNotFoundError as error:
@@ -144,8 +148,11 @@ def _read(path: Path, max_bytes: int) -> bytes:
     return data
 
 
-def check_gltf(data: bytes, binary: bool) -> None:
+def prepare_gltf(data: bytes, binary: bool) -> tuple[bytes, list[list[multiview_gltf.Addition]] | None]:
     """Checks a glTF or GLB file before a parser sees it (glTF 2.0 specification, sections 3 and 4).
+
+    Returns:
+        The file, rewritten where trimesh would read it in another way than it is meant, and what is then left to do.
 
     Raises:
         RejectedInput: see `load_object`.
@@ -164,8 +171,20 @@ def check_gltf(data: bytes, binary: bool) -> None:
         _check_extensions(tree)
         _check_accessors(tree)
         _check_nodes(tree)
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        additions = multiview_gltf.prepare(tree)
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
         raise RejectedInput(Reason.NOT_3D, f"glTF structure: {type(error).__name__}: {error}"[:300]) from error
+    if additions is None:
+        return data, None
+    rewritten = json.dumps(tree).encode()
+    return (_with_json(data, len(text), rewritten) if binary else rewritten), additions
+
+
+def _with_json(data: bytes, length: int, text: bytes) -> bytes:
+    """A GLB with another JSON chunk than its own of `length` bytes."""
+    text += b" " * (-len(text) % 4)
+    rest = data[20 + length :]
+    return struct.pack("<4sIIII", b"glTF", 2, 20 + len(text) + len(rest), len(text), 0x4E4F534A) + text + rest
 
 
 def _json_chunk(data: bytes) -> bytes:

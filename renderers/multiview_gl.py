@@ -36,8 +36,8 @@ class ObjectViews:
         coverage: `(N, size, size)` uint8, 255 where the object covers the whole pixel.
         depth: `(N, size, size)` float32, distance along the optical axis to what is first hit behind the middle of the
             pixel, in object diameters; 0 where nothing is. None if it was not asked for.
-        normals: `(N, size, size, 3)` float32 unit vectors there, x right, y up, z towards the camera, without bump maps;
-            0 where nothing is. None if they were not asked for.
+        normals: `(N, size, size, 3)` float32 unit vectors there, x right, y up, z to the camera, without bump maps; 0
+            where nothing is. None if they were not asked for.
     """
 
     pixels: NDArray[np.uint8]

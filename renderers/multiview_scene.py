@@ -224,7 +224,7 @@ def _simplify(placed: list[_Placed], max_faces: int) -> None:
             part.uv = None if part.uv is None else part.uv[source]
             part.colors = None if part.colors is None else part.colors[source]
         count = sum(len(part.faces) for part in placed)
-        if count <= max_faces:
+        if 0 < count <= max_faces:
             placed[:] = [part for part in placed if len(part.faces)]
             return
     raise RejectedInput(Reason.TOO_COMPLEX, f"{count} faces on the coarsest grid, limit {max_faces}")

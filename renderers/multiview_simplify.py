@@ -1,7 +1,7 @@
 """Fewer triangles by clustering vertices on a grid: those of one cell become one (Rossignac and Borrel, 1993).
 
-For meshes with more triangles than a view has pixels, so that nothing is lost which a view could show: the coarsest grid
-has cells of a 128th of the object. The same input gives the same output. 1 s for 3 million triangles.
+For meshes with more triangles than a view has pixels: the finest grids change nothing that a view could show, and the
+coarsest has cells of a 128th of the object. The same input gives the same output. 1 s for 3 million triangles.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def cluster(
         cells: of the grid, along a side of the cube.
 
     Returns:
-        For k vertices left: `(k,)` the first vertex of each, whose attributes it has; `(k,)` the first vertex in its cell,
-        whose place it has; and the `(j, 3)` faces left, without those that shrank to nothing or came twice.
+        For k vertices left: `(k,)` the first vertex of each, whose attributes it has; `(k,)` the first vertex in its
+        cell, whose place it has; and the `(j, 3)` faces left, without those that shrank to nothing or came twice.
     """
     grid = np.clip(np.floor((positions + 0.5) * cells), 0, cells - 1).astype(np.int64)
     place = (grid[:, 0] * cells + grid[:, 1]) * cells + grid[:, 2]

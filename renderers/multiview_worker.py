@@ -14,6 +14,7 @@ from PIL import Image
 
 from uvd.renderers.multiview import Camera, ObjectViews, render_object
 from uvd.renderers.multiview_files import load_object
+from uvd.renderers.multiview_maps import role_pictures
 from uvd.sequences.reject import Reason, RejectedInput
 
 # Texture sizes are checked where textures are decoded, with a reject; Pillow's own limit would drop them in silence.
@@ -21,6 +22,9 @@ Image.MAX_IMAGE_PIXELS = None
 
 MIN_COVERAGE = 0.001
 """Share of a view that the object must cover."""
+
+MAX_COVERAGE = 0.99
+"""Above it the camera stands in the object, or so near that there is no outline to see."""
 
 MIN_CONTRAST = 8
 """Grey levels between a view's darkest and brightest value."""
@@ -31,10 +35,12 @@ def render_file(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[A
 
     Args:
         request: `path`, `max_bytes`, `max_faces`, `size`, `background` (three of 0..255), `up` (`auto`, `y`, `z`) and
-            `cameras` (a list of [azimuth, elevation, radius, field of view]).
+            `cameras` (a list of [azimuth, elevation, radius, field of view]). Optional: `roles`, of `view`, `depth`,
+            `normals` and `mask` (default `["view"]`); `too_many_faces`, `reject` (default) or `simplify`.
 
     Returns:
-        `{"coverage": mean share of the views that is covered}` and `[(N, size, size, 3) uint8]`.
+        `{"coverage": mean share of the views that is covered}` and one `(N, size, size, 3)` uint8 for each role, in the
+        order asked for.
 
     Raises:
         RejectedInput: with the reason why there are no views.
@@ -45,6 +51,7 @@ def render_file(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[A
     if up == "auto":  # STL comes from CAD and printing, where +Z is up; glTF says +Y, OBJ and PLY mostly follow
         up = "z" if suffix == ".stl" else "y"
     red, green, blue = request["background"]
+    roles = request.get("roles", ["view"])
     views = render_object(
         load_object(path, request["max_bytes"]),
         [Camera(*numbers) for numbers in request["cameras"]],
@@ -53,13 +60,15 @@ def render_file(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[A
         up=up,
         linear_colors=suffix in (".glb", ".gltf"),
         max_faces=request["max_faces"],
+        too_many_faces=request.get("too_many_faces", "reject"),
+        geometry=any(role != "view" for role in roles),
     )
     check_views(views)
-    return {"coverage": round(float(views.coverage.mean() / 255), 4)}, [views.pixels]
+    return {"coverage": round(float(views.coverage.mean() / 255), 4)}, [role_pictures(views, role) for role in roles]
 
 
 def check_views(views: ObjectViews) -> None:
-    """Refuses views on which nothing can be seen.
+    """Refuses views on which nothing can be made out: empty, filled to the edges, or of one colour.
 
     Raises:
         RejectedInput: `BLANK_VIEW`, naming the view.
@@ -67,6 +76,6 @@ def check_views(views: ObjectViews) -> None:
     for number, (pixels, coverage) in enumerate(zip(views.pixels, views.coverage, strict=True)):
         share = float(np.mean(coverage)) / 255
         contrast = int(pixels.max()) - int(pixels.min())
-        if share < MIN_COVERAGE or contrast < MIN_CONTRAST:
+        if not MIN_COVERAGE <= share <= MAX_COVERAGE or contrast < MIN_CONTRAST:
             detail = f"view {number}: {100 * share:.2f} % covered, {contrast} grey levels"
             raise RejectedInput(Reason.BLANK_VIEW, detail)

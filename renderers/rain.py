@@ -1,7 +1,7 @@
 """Rain over a photo: straight translucent streaks at three distances, before a veil of what is too far to see.
 
 Far drops are many, short, thin and faint, near ones few, long and bright; all fall in one direction, with a little
-scatter. Drawn and blended in whole numbers, so a seed gives the same bytes on every machine. Costs about 3 ms.
+scatter. Drawn and blended in whole numbers, so a seed gives the same bytes with and without SIMD. Costs about 2 ms.
 """
 
 from __future__ import annotations
@@ -114,5 +114,5 @@ def _blend(photo: NDArray[np.uint8], light: NDArray[np.uint8], veil: int) -> NDA
     """The photo moved towards grey by `veil` of 255, then towards white by `light` of 255."""
     veiled = ((255 - veil) * np.arange(256) + veil * VEIL_LEVEL + 127) // 255
     behind = cv2.LUT(photo, veiled.astype(np.uint16))
-    shine = light.astype(np.uint16)[:, :, None]
+    shine = cv2.cvtColor(light, cv2.COLOR_GRAY2RGB).astype(np.uint16)
     return (behind + ((255 - behind) * shine + 127) // 255).astype(np.uint8)

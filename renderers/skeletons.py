@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import atan2, degrees, hypot
 
 import numpy as np
-from cv2 import FILLED, addWeighted, circle, ellipse2Poly, fillConvexPoly, line
+from cv2 import FILLED, addWeighted, boundingRect, circle, copyTo, ellipse2Poly, fillConvexPoly, line
 from numpy.typing import ArrayLike, NDArray
 
 from uvd.renderers.canvas import canvas
@@ -27,6 +28,10 @@ THRESHOLD = 0.3
 
 MAX_OFFSET = 1 << 15
 """Joints farther out, in pixels, are not drawn: OpenCV's fixed point would wrap around."""
+
+MAX_REMEMBERED = 127
+"""Limbs that reach no farther than this, in pixels along x and y, have their shapes remembered: 8192 of them, at 5 MB
+for people in 256x256 and never above 150 MB."""
 
 Colour = tuple[int, int, int]
 Limb = tuple[int, int, Colour]
@@ -172,18 +177,77 @@ def _draw_limbs(picture: NDArray[np.uint8], skeleton: Skeleton, joints: list[Pix
 
 
 def _blend_limb(picture: NDArray[np.uint8], a: Pixel, b: Pixel, fill: Colour, half_width: int) -> None:
-    """Blends one filled ellipse between two joints into the rectangle of the picture that it can touch."""
+    """Blends one filled ellipse between two joints into the rectangle of the picture that it covers."""
     (ax, ay), (bx, by) = a, b
-    angle = int(degrees(atan2(ay - by, ax - bx)))
-    half_length = int(hypot(ax - bx, ay - by) / 2)
+    dx, dy = ax - bx, ay - by
+    if max(abs(dx), abs(dy)) > MAX_REMEMBERED:
+        _blend_any_limb(picture, a, b, fill, half_width)
+        return
+    x, y = (ax + bx) // 2, (ay + by) // 2
+    mask, left, top, width, height = _limb_masks(dx, dy, half_width)[(x & 1) + 2 * (y & 1)]
+    left, top = left + x, top + y
+    if left < 0 or top < 0 or left + width > picture.shape[1] or top + height > picture.shape[0]:
+        _blend_any_limb(picture, a, b, fill, half_width)
+        return
+    part = picture[top : top + height, left : left + width]
+    solid = _solid(fill, half_width)[:height, :width]
+    copyTo(addWeighted(part, 1 - LIMB_OPACITY, solid, LIMB_OPACITY, 0), mask, part)
+
+
+def _blend_any_limb(picture: NDArray[np.uint8], a: Pixel, b: Pixel, fill: Colour, half_width: int) -> None:
+    """As `_blend_limb`, for long limbs and for those that the edge of the picture cuts: OpenCV draws the outline of a
+    cut ellipse a little differently.
+    """
+    (ax, ay), (bx, by) = a, b
     # The angle is cut to whole degrees, which moves the ends of a long limb sideways by up to a 57th of its half.
-    margin = half_width + 2 + half_length // 50
+    margin = half_width + 2 + max(abs(ax - bx), abs(ay - by)) // 50
     # Even offsets keep OpenCV's rounding of half pixels to even the same as in the whole picture.
     left, top = max(0, min(ax, bx) - margin) & ~1, max(0, min(ay, by) - margin) & ~1
     part = picture[top : max(ay, by) + margin + 1, left : max(ax, bx) + margin + 1]
     centre = ((ax + bx) // 2 - left, (ay + by) // 2 - top)
-    outline = ellipse2Poly(centre, (half_length, half_width), angle, 0, 360, 1)
+    outline = _ellipse(centre, ax - bx, ay - by, half_width)[0]
     addWeighted(part, 1 - LIMB_OPACITY, fillConvexPoly(part.copy(), outline, fill), LIMB_OPACITY, 0, part)
+
+
+def _ellipse(centre: Pixel, dx: int, dy: int, half_width: int) -> tuple[NDArray[np.int32], int]:
+    """Outline of a limb between joints that are (dx, dy) apart, and its angle in whole degrees."""
+    angle = int(degrees(atan2(dy, dx)))
+    return ellipse2Poly(centre, (int(hypot(dx, dy) / 2), half_width), angle, 0, 360, 1), angle  # type: ignore[return-value]
+
+
+LimbMask = tuple[NDArray[np.uint8], int, int, int, int]
+"""Mask, its left and top from the middle of the limb, its width and height."""
+
+
+@lru_cache(maxsize=8192)
+def _limb_masks(dx: int, dy: int, half_width: int) -> tuple[LimbMask, LimbMask, LimbMask, LimbMask]:
+    """Masks of the pixels of a limb, for middles at even and odd x, and the same for odd y.
+
+    OpenCV rounds half pixels to even, so the outline depends on where the middle lies; but corners fall on half pixels
+    only at multiples of 30 degrees (tested for all lengths that are remembered).
+    """
+    outline, angle = _ellipse((0, 0), dx, dy, half_width)
+    if angle % 30:
+        mask = _fill(outline, 0, 0)
+        return mask, mask, mask, mask
+    even, odd_x, odd_y, odd = (
+        _fill(_ellipse(centre, dx, dy, half_width)[0], *centre) for centre in ((0, 0), (1, 0), (0, 1), (1, 1))
+    )
+    return even, odd_x, odd_y, odd
+
+
+def _fill(outline: NDArray[np.int32], x: int, y: int) -> LimbMask:
+    left, top, width, height = boundingRect(outline)
+    mask = np.zeros((height, width), dtype=np.uint8)
+    fillConvexPoly(mask, outline - (left, top), (255,))
+    return mask, left - x, top - y, width, height
+
+
+@lru_cache(maxsize=64)
+def _solid(fill: Colour, half_width: int) -> NDArray[np.uint8]:
+    """A picture of one colour, as large as any mask that is remembered."""
+    side = MAX_REMEMBERED + 2 * half_width + 8
+    return np.full((side, side, 3), fill, dtype=np.uint8)
 
 
 OPENPOSE_BODY = Skeleton(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -196,6 +196,34 @@ def list_members(place: InputPlace, file: InputFile) -> Iterator[TarMember]:
     """
     with _opened(place, file, 0, file.bytes) as cursor:
         yield from _members(cursor, file.bytes, whole=True)
+
+
+def list_described(
+    place: InputPlace, file: InputFile, suffixes: Collection[str], max_bytes: int
+) -> Iterator[tuple[TarMember, bytes]]:
+    """As `list_members`, each with its content if it has one of `suffixes` and up to `max_bytes`, else with none.
+
+    Raises:
+        DamagedTarError, OSError: as there.
+    """
+    with _opened(place, file, 0, file.bytes) as cursor:
+        for member in _members(cursor, file.bytes, whole=True):
+            wanted = member.suffix in suffixes and member.size <= max_bytes
+            yield member, cursor.read(member.size) if wanted else b""
+
+
+def read_content(place: InputPlace, file: InputFile, offset: int, size: int) -> bytes:
+    """The content of one member, from where listing found it.
+
+    Raises:
+        RejectedInput: the tar ends before.
+        OSError: disk or network failed.
+    """
+    with place.open(file.name) as source:
+        data = source.read_at(size, offset)
+    if len(data) < size:
+        raise RejectedInput(Reason.UNREADABLE, "the tar is shorter than when it was planned")
+    return data
 
 
 def find_spans(place: InputPlace, file: InputFile, shard_size: int) -> tuple[list[TarSpan], str]:

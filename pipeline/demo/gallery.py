@@ -1,8 +1,9 @@
 """The documentation's gallery: one row a kind of visual sequence, small enough to commit.
 
 `sequences.png` is drawn from the demo's dataset. `annotated-video.png` and `video.png` show every published form of
-annotated video in both layouts, and videos of five codecs at three strides: laid out from the sample clips, and
-ingested, in a temporary folder. A minute on two cores.
+annotated video in both layouts, and videos of five codecs at three strides; `images/` has a sheet for each type of
+annotation of images (`gallery_images`). All are laid out from the samples, and ingested, in a temporary folder. Two
+minutes on two cores.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from uvd.manifests.find import find_sequence
 from uvd.manifests.image_shard import read_sequence
 from uvd.manifests.sheet import contact_sheet, save_png
 from uvd.manifests.stats import query
-from uvd.pipeline.demo import published_forms
+from uvd.pipeline.demo import gallery_images, published_forms
 from uvd.pipeline.demo.packages import fetch_packages
 from uvd.pipeline.demo.scenes import CLIP
 from uvd.pipeline.ingest import ingest
@@ -38,6 +39,8 @@ from uvd.sources.annotated_video.config import AnnotatedVideoConfig
 from uvd.sources.video import VideoConfig
 
 SIDE = 104
+PAIR_SIDE = 128
+"""Of pictures of the sheets with eight pairs."""
 COLOURS = 256
 """Of the palette of the video sheets, which are of few scenes: a quarter of the bytes, and to the eye the same."""
 ROWS = (
@@ -108,7 +111,7 @@ SVT_QUIET = ("SVT_LOG", "1")
 
 
 def draw_gallery(dataset: Dataset, out: Path) -> Path:
-    """Draws `sequences.png`, `annotated-video.png` and `video.png` into `out`; returns it.
+    """Draws `sequences.png`, `annotated-video.png`, `video.png` and `images/*.png` into `out`; returns it.
 
     Raises:
         DatasetError: if the dataset lacks one of the rows: it is not the demo's.
@@ -120,7 +123,20 @@ def draw_gallery(dataset: Dataset, out: Path) -> Path:
     with ray_runtime():
         draw_annotated_video(cache, out / "annotated-video.png")
         draw_videos(cache, out / "video.png")
+        draw_images(cache, out / "images")
     return out
+
+
+def draw_images(cache: Path, out: Path) -> None:
+    """Draws a sheet for each type of annotation of images: the longest sequence of it."""
+    with tempfile.TemporaryDirectory(prefix="uvd-gallery-") as folder:
+        gallery_images.lay_out(Path(folder) / "inputs", cache)
+        dataset = _ingest(Path(folder), gallery_images.configs(Path(folder) / "inputs", cache))
+        for sheet in gallery_images.SHEETS:
+            condition = f"dataset = '{sheet.name}' and list_contains(roles, '{sheet.role}')"
+            pictures = _pictures(dataset, condition, sheet.place)
+            small = [cv2.resize(pixels, (PAIR_SIDE, PAIR_SIDE), interpolation=cv2.INTER_AREA) for pixels in pictures]
+            _save_small(contact_sheet(small, [""] * len(small), columns=MAX_IMAGES // 2), out / f"{sheet.name}.png")
 
 
 def draw_annotated_video(cache: Path, path: Path) -> None:

@@ -46,6 +46,7 @@ class SamplePackage:
 
 PACKAGES = (
     SamplePackage("scikit-image", "0.26.0", "skimage/data", (".png", ".jpg"), 26, "public domain, CC0, CC BY"),
+    SamplePackage("scikit-image", "0.26.0", "skimage/data", (".npz",), 1, "CC0 (Middlebury stereo)"),
     SamplePackage("scikit-learn", "1.9.1", "sklearn/datasets/images", (".jpg",), 2, "CC BY 2.0"),
     SamplePackage("gradio", "6.31.0", "gradio/media_assets/images", (".jpg", ".jpeg"), 5, "Apache-2.0"),
     SamplePackage("gradio", "6.31.0", "gradio/media_assets/videos", (".mp4", ".avi"), 5, "Apache-2.0"),

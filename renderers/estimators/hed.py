@@ -46,10 +46,9 @@ class HED(nn.Module):
         )
         self.sides = nn.ModuleList(nn.Conv2d(width, 1, 1) for width in WIDTHS)
         self.fuse = nn.Conv2d(len(WIDTHS), 1, 1)
-        self.register_buffer("mean", torch.tensor(MEAN_BGR)[:, None, None], persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        features = images.flip(1) - self.mean
+        features = images.flip(1) - images.new_tensor(MEAN_BGR)[:, None, None]
         maps = []
         for number, (stage, side) in enumerate(zip(self.stages, self.sides, strict=True)):
             if number:
@@ -100,7 +99,8 @@ def _filled(state: State, path: Path) -> HED:
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise EstimatorFilesError(f"{path} holds no mapping of names to weights")
     named = {_name(key): value.float() for key, value in state.items()}
-    hed = HED()
+    with torch.device("meta"):
+        hed = HED()
     for name, wanted in hed.state_dict().items():
         if name not in named:
             raise EstimatorFilesError(f"{path} lacks {name}: not the weights of HED")
@@ -108,7 +108,7 @@ def _filled(state: State, path: Path) -> HED:
             raise EstimatorFilesError(f"{path}: {name} is {tuple(named[name].shape)}, HED's is {tuple(wanted.shape)}")
         if not bool(torch.isfinite(named[name]).all()):
             raise EstimatorFilesError(f"{path}: {name} has numbers that are not finite")
-    hed.load_state_dict({name: named[name] for name in hed.state_dict()})
+    hed.load_state_dict({name: named[name] for name in hed.state_dict()}, assign=True)
     return hed.eval()
 
 

@@ -28,7 +28,7 @@ MIN_SIDE, MAX_SIDE = 32, 2048
 Answers = Callable[[Any], tuple[torch.Tensor, ...]]
 """Takes the tensors that matter out of what a network of `transformers` returns."""
 
-_FILE_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, AttributeError, SafetensorError)
+_FILE_ERRORS = (OSError, ValueError, RuntimeError, ImportError, LookupError, TypeError, AttributeError, SafetensorError)
 """What `transformers` raises for files that do not fit together."""
 
 

@@ -7,9 +7,8 @@ OneFormer knows which classes are stuff, and their segments become one; other ne
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,10 @@ SEMANTIC = tuple(MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES)
 MASKS = ("maskformer", "mask2former", "oneformer")
 """Families that predict masks and a class for each: semantic and panoptic."""
 
-_SIZE = (IMAGE_SIZE, IMAGE_SIZE)
+SURE = 0.5
+"""Least probability of a mask's class."""
+LEFT = 0.8
+"""Least share of a mask that other masks leave it, or it is no segment of its own."""
 
 
 class SegmentationEstimator(Estimator):
@@ -85,26 +87,12 @@ class SegmentationEstimator(Estimator):
         return [draw(answer) for answer in self._network(views)]
 
     def _classes(self, answer: tuple[torch.Tensor, ...]) -> Estimates:
-        if self._masks:
-            outputs = _outputs(answer)
-            (classes,) = self._network.processor.post_process_semantic_segmentation(outputs, target_sizes=[_SIZE])
-        else:
-            scores = F.interpolate(answer[0][None], _SIZE, mode="bilinear", align_corners=False)
-            classes = scores[0].argmax(dim=0)
-        return {"segmentation": paint(classes.cpu().numpy() + 1)}
+        scores = class_scores(*answer) if self._masks else enlarged(answer[0])
+        return {"segmentation": paint(scores.argmax(dim=0).cpu().numpy() + 1)}
 
     def _segments(self, answer: tuple[torch.Tensor, ...]) -> Estimates:
-        (found,) = self._network.processor.post_process_panoptic_segmentation(
-            # An empty set: with another one, segments that follow a fused one may get an id that is taken.
-            _outputs(answer),
-            label_ids_to_fuse=set(),
-            target_sizes=[_SIZE],
-        )
-        if not found["segments_info"]:
-            return {}
-        segments = found["segmentation"].cpu().numpy().astype(np.int64)
-        labels = {int(segment["id"]): int(segment["label_id"]) for segment in found["segments_info"]}
-        return {"segmentation": paint(by_size(fused(segments, labels, self._stuff)))}
+        segments = panoptic_segments(*answer, self._stuff).cpu().numpy()
+        return {"segmentation": paint(by_size(segments))} if segments.any() else {}
 
 
 def _class_answers(output: Any) -> tuple[torch.Tensor, ...]:
@@ -115,11 +103,6 @@ def _mask_answers(output: Any) -> tuple[torch.Tensor, ...]:
     return output.class_queries_logits, output.masks_queries_logits
 
 
-def _outputs(answer: tuple[torch.Tensor, ...]) -> SimpleNamespace:
-    """One view's answer in the form that processors read."""
-    return SimpleNamespace(class_queries_logits=answer[0][None], masks_queries_logits=answer[1][None])
-
-
 def _task(folder: Path, form: str, network: Pretrained) -> torch.Tensor:
     """OneFormer's third input, `(1, task_seq_len)`: what it is to do, in tokens."""
     try:
@@ -128,25 +111,59 @@ def _task(folder: Path, form: str, network: Pretrained) -> torch.Tensor:
         tokens = tokenizer(f"the task is {form}", padding="max_length", max_length=length, truncation=True)
         # Padding counts as 0, whatever the tokenizer fills up with.
         task = np.array(tokens["input_ids"]) * np.array(tokens["attention_mask"])
-    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+    except Exception as error:
         raise EstimatorFilesError(f"{folder} is a OneFormer without a readable tokenizer: {error}") from error
     return torch.from_numpy(task[None]).to(network.device)
 
 
-def fused(segments: NDArray[np.int64], labels: Mapping[int, int], stuff: Collection[int]) -> NDArray[np.int64]:
-    """A map of segments in which those of one class of stuff have the first one's id.
+def enlarged(maps: torch.Tensor) -> torch.Tensor:
+    """`(C, h, w)` → `(C, 256, 256)`, bilinear."""
+    return F.interpolate(maps[None], (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False)[0]
+
+
+def class_scores(classes: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Scores of classes at each pixel: each mask's, weighed by its class (MaskFormer, arXiv 2107.06278, section 3.4).
 
     Args:
-        segments: `(H, W)` ids.
-        labels: id → class.
-        stuff: classes of which a picture has one segment.
+        classes: `(Q, C + 1)` logits; the last is "nothing".
+        masks: `(Q, h, w)` logits.
+
+    Returns:
+        `(C, 256, 256)`.
     """
-    result = segments.copy()
-    first: dict[int, int] = {}
-    for segment, label in labels.items():
-        if label in stuff:
-            result[segments == segment] = first.setdefault(label, segment)
-    return result
+    return torch.einsum("qc,qhw->chw", classes.softmax(dim=-1)[:, :-1], enlarged(masks).sigmoid())
+
+
+def panoptic_segments(classes: torch.Tensor, masks: torch.Tensor, stuff: Collection[int] = ()) -> torch.Tensor:
+    """Segments that do not overlap (MaskFormer, arXiv 2107.06278, section 3.4).
+
+    A pixel goes to the mask with the highest product of class and mask probability. A segment is what a mask gets and
+    is itself sure of; a mask that others cover for the most part is dropped.
+
+    Args:
+        classes: `(Q, C + 1)` logits; the last is "nothing".
+        masks: `(Q, h, w)` logits.
+        stuff: classes of which a picture has one segment.
+
+    Returns:
+        `(256, 256)` int64, 1 and more for segments, 0 where there is none.
+    """
+    scores, labels = classes.softmax(dim=-1).max(dim=-1)
+    kept = (labels < classes.shape[-1] - 1) & (scores > SURE)
+    segments = torch.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=torch.int64, device=masks.device)
+    if not kept.any():
+        return segments
+    shares = enlarged(masks[kept]).sigmoid()
+    best = (shares * scores[kept][:, None, None]).argmax(dim=0)
+    of_stuff: dict[int, int] = {}
+    for place, label in enumerate(labels[kept].tolist()):
+        won, wanted = best == place, shares[place] >= 0.5
+        shown = won & wanted
+        if not shown.any() or int(won.sum()) < LEFT * int(wanted.sum()):
+            continue
+        new = place + 1
+        segments[shown] = of_stuff.setdefault(label, new) if label in stuff else new
+    return segments
 
 
 def by_size(segments: NDArray[np.int64]) -> NDArray[np.int64]:

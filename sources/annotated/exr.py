@@ -28,8 +28,8 @@ TIMEOUT_S, MEMORY_BYTES = 60.0, 2 << 30
 MAX_ATTRIBUTES = 256
 DEEP, MULTIPART = 0x800, 0x1000
 """Bits of the version field."""
-READABLE = ({"Y"}, {"Z"}, {"R"}, {"R", "G", "B"}, {"R", "G", "B", "A"})
-"""Sets of channels that OpenCV reads as they are."""
+READABLE = ({"Y"}, {"R"}, {"R", "G", "B"}, {"R", "G", "B", "A"})
+"""Sets of channels that OpenCV reads as they are. A Z, the standard's name for depth, comes out as zeros."""
 _ATTRIBUTE = re.compile(rb"([^\0]{1,255})\0([^\0]{1,255})\0", re.DOTALL)
 
 
@@ -132,10 +132,11 @@ class ExrReader:
 
 
 def decode_exr(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[Any]]]:
-    """The child's side: pixels of the file at `path`, RGB if it has colours, without alpha."""
-    data = read_bytes(Path(request["path"]), request["max_bytes"])
+    """The child's side: pixels of the regular file at `path`, RGB if it has colours, without alpha."""
+    read_bytes(Path(request["path"]), request["max_bytes"])
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        # From the file: from memory OpenCV goes by a temporary file, which a child cannot write.
+        pixels = cv2.imread(request["path"], cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise _bad(f"is an EXR that OpenCV does not read: {error.err}"[:300]) from error
     if pixels is None:

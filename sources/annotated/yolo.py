@@ -3,7 +3,7 @@
 A photo's labels are where its path with the last folder `images` replaced by `labels` leads, `.txt` for its suffix: so
 `images/train/A.jpg` and `labels/train/A.txt`, or `train/images/A.jpg` and `train/labels/A.txt`. The split is that of a
 folder called train, val, valid, validation or test, a year behind it or not. A class's colour is its number plus 1.
-Polygons are mapped and then filled at the picture's size, 0.1 ms each.
+Polygons are mapped and then filled at the picture's size, about 0.5 ms each.
 """
 
 from __future__ import annotations
@@ -141,6 +141,8 @@ def _filled(polygon: NDArray[np.float64], size: int) -> NDArray[np.bool_]:
 
 def cut_polygon(polygon: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
     """The part of a polygon `(M, 2)` within the square from `low` to `high`, by Sutherland and Hodgman (1974)."""
+    if low <= polygon.min() and polygon.max() <= high:
+        return polygon
     for axis, edge, sign in ((0, low, 1), (0, high, -1), (1, low, 1), (1, high, -1)):
         if not len(polygon):
             break

@@ -1,20 +1,20 @@
 from __future__ import annotations
 
-import os
 from math import pi
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from uvd.renderers.estimators.base import EstimatorFilesError
 from uvd.renderers.estimators.blazepose import (
     DETECTOR,
     LANDMARK_NET,
     BlazePose,
-    EstimatorFilesError,
     Person,
     _largest_parts,
     _without_duplicates,
+    samples_folder,
 )
 from uvd.renderers.estimators.blazepose_geometry import (
     LANDMARK_SIDE,
@@ -155,31 +155,24 @@ def test_missing_and_foreign_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(EstimatorFilesError, match=r"pose_detection\.tflite is missing"):
         BlazePose(tmp_path)
     (tmp_path / DETECTOR).write_bytes(b"no model at all" * 10)
+    with pytest.raises(EstimatorFilesError, match=r"pose_landmark_full\.tflite is missing"):
+        BlazePose(tmp_path)
+    (tmp_path / LANDMARK_NET).write_bytes(b"no model at all" * 10)
     with pytest.raises(EstimatorFilesError, match="not a TFLite model"):
         BlazePose(tmp_path)
 
 
-def samples() -> Path:
-    return Path(os.environ.get("UVD_SAMPLES", Path.home() / ".cache" / "uvd" / "samples"))
-
-
-def find(name: str) -> Path | None:
-    return next(iter(sorted(samples().rglob(name))), None) if samples().is_dir() else None
+ASTRONAUT = samples_folder() / "skimage/data/astronaut.png"
 
 
 @pytest.mark.samples
-@pytest.mark.skipif(
-    not (find(DETECTOR) and find(LANDMARK_NET) and find("astronaut.png")), reason="run `uvd samples` first"
-)
+@pytest.mark.skipif(not ASTRONAUT.is_file(), reason="run `uvd samples` first")
 def test_the_astronaut_is_found() -> None:
     pytest.importorskip("ai_edge_litert")
     from PIL import Image
 
-    detector, photo = find(DETECTOR), find("astronaut.png")
-    assert detector is not None
-    assert photo is not None
-    image = np.asarray(Image.open(photo).convert("RGB"))
-    model = BlazePose(detector.parent)
+    image = np.asarray(Image.open(ASTRONAUT).convert("RGB"))
+    model = BlazePose()
     [found] = model.estimate(image)
     nose, left_eye, right_eye = found.keypoints[:3, :2]
     assert np.allclose(nose, (220, 125), atol=12)

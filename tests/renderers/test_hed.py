@@ -25,9 +25,14 @@ def hed() -> HED:
     """Seeded weights whose edges are neither all black nor all white."""
     torch.manual_seed(0)
     network = HED().eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.mul_(1.5)
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.zeros_(parameter)
+        elif name.startswith("stages"):
+            torch.nn.init.normal_(parameter, std=(2 / parameter[0].numel()) ** 0.5)
+        else:
+            torch.nn.init.normal_(parameter, std=0.03 / parameter[0].numel() ** 0.5)
+    torch.nn.init.constant_(network.fuse.weight, 0.2)
     return network
 
 

@@ -38,7 +38,7 @@ def draw_image(folder: Path, name: str, seed: int) -> None:
     for (x, y, width, height), colour in ((BOX, (255, 0, 0)), (SECOND, (0, 0, 255))):
         pixels[y : y + height, x : x + width] = colour
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(folder / name)
+    Image.fromarray(pixels).save(folder / name, compress_level=1)
 
 
 def polygon(box: tuple[int, int, int, int]) -> list[list[float]]:
@@ -262,7 +262,17 @@ def test_damage_costs_its_image_and_no_more(folder, damage):
     coco = content()
     apply(coco)
     draw_image(folder, "outside.png", 9)
-    source_config = config(folder, coco, layouts={"pairs": 1}, render=["boxes", "pose", "segmentation"])
+    examples, rejects = read(config(folder, coco))
+    assert rejects == {image(coco)["file_name"]: reason, "004.png": "no_annotation"}
+    assert set(examples) == {"002.png", "003.png"}
+
+
+@pytest.mark.parametrize("damage", ["missing", "nul", "surrogate", "bbox-huge", "keypoints-nan", "rle-text"])
+def test_damage_is_counted_in_the_shard(folder, damage):
+    apply, reason = DAMAGES[damage]
+    coco = content()
+    apply(coco)
+    source_config = config(folder, coco, layouts={"pairs": 1})
     dataset, entry = Dataset(str(folder / "d")), config_entry(source_config)
     dataset.declare("sequences", "annotated", entry)
     (job,) = plan(dataset, source_config, entry["fingerprint"])

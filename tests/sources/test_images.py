@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 from tests_support import dataset_bytes, smooth_photo, write_photo
 
 from uvd.manifests import Dataset, read_image_shard
 from uvd.manifests.verify import verify
 from uvd.pipeline.config import config_entry
 from uvd.pipeline.ingest import make_shard, plan
+from uvd.renderers.derived import Derived
 from uvd.sequences import Example, Reason, Seeds
 from uvd.sources.base import SourceError
 from uvd.sources.images import ImagesConfig, ImagesSource
@@ -104,17 +106,85 @@ def test_derived_pictures_belong_to_their_photo(tmp_path):
     )
     rows, rejects = ingest(config, tmp_path / "d")
     assert rejects == {}
-    assert sorted(row["roles"] for row in rows) == [["image", "grey"] * 2, ["image", "masked"] * 2]
+    assert sorted(row["roles"] for row in rows) == [["grey", "image"] * 2, ["masked", "image"] * 2]
     dataset = Dataset(str(tmp_path / "d"))
     for stored in read_image_shard(dataset, dataset.shards("sequences/images")[0]):
-        for photo, derived in zip(stored.pictures()[::2], stored.pictures()[1::2], strict=True):
-            if stored.row["roles"][1] == "grey":
+        for derived, photo in zip(stored.pictures()[::2], stored.pictures()[1::2], strict=True):
+            if stored.row["roles"][0] == "grey":
                 grey = np.asarray(Image.fromarray(photo).convert("L"))
                 assert np.abs(derived.astype(int) - grey[..., None]).max() <= 1
             else:
                 hidden = (derived != photo).any(axis=2)
                 assert 0.01 < hidden.mean() < 0.9
                 assert (derived[hidden] == derived[hidden][0]).all()
+
+
+def test_every_kind_of_degraded_picture_comes_before_its_own_photo(tmp_path):
+    for seed in range(9):
+        write_photo(tmp_path / "in" / f"{seed}.jpg", seed)
+    kinds = get_args(Derived)
+    config = ImagesConfig(
+        dataset="d", input=tmp_path / "in", derive=kinds, layouts={"pairs": 1}, image_codec="lossless"
+    )
+    rows, rejects = ingest(config, tmp_path / "d")
+    assert rejects == {}
+    assert [row["roles"] for row in rows] == [[kind, "image"] * count for count in (8, 1) for kind in kinds]
+    dataset = Dataset(str(tmp_path / "d"))
+    (shard,) = dataset.shards("sequences/images")
+    pictures: dict[str, list[Any]] = {kind: [] for kind in kinds}
+    for stored in read_image_shard(dataset, shard):
+        pictures[stored.row["roles"][0]] += [picture[::2, ::2].astype(float) for picture in stored.pictures()]
+    for kind, listed in pictures.items():
+        derived, photos = listed[::2], listed[1::2]
+        assert len({picture.tobytes() for picture in derived}) == 9
+        for number in range(9):
+            if kind == "masked":
+                shown = derived[number].any(axis=-1, keepdims=True)
+                assert np.array_equal(derived[number], np.where(shown, photos[number], 0))
+                continue
+            alike = [np.corrcoef(derived[number].ravel(), photo.ravel())[0, 1] for photo in photos]
+            assert np.argmax(alike) == number
+            assert 0.3 < alike[number] < 1
+
+
+def test_degraded_pictures_follow_the_settings_and_the_seed(tmp_path):
+    write_photo(tmp_path / "in" / "a.jpg", 1)
+    settings = {
+        "dataset": "d",
+        "input": tmp_path / "in",
+        "derive": ("noise", "blur"),
+        "layouts": {"tuples": 1},
+        "derive_settings": {"noise": {"kinds": ["gaussian"], "std": [2, 2]}},
+    }
+
+    def pictures(seed: int, **more: Any) -> dict[str, bytes]:
+        source = ImagesSource(ImagesConfig.model_validate(settings | more))
+        (unit,) = source.plan()
+        (example,) = source.read(unit, Seeds(seed))
+        assert isinstance(example, Example)
+        return {picture.role: picture.pixels.tobytes() for picture in example.pictures}
+
+    first, other = pictures(0), pictures(1)
+    assert first == pictures(0)
+    assert first["image"] == other["image"]
+    assert first["noise"] != other["noise"]
+    alone = pictures(0, derive=("blur",))
+    assert alone["blur"] == first["blur"]
+    noise = np.frombuffer(first["noise"], np.uint8).astype(int) - np.frombuffer(first["image"], np.uint8)
+    assert noise.std() == pytest.approx(2, abs=0.1)
+    with pytest.raises(ValidationError, match="ascending"):
+        pictures(0, derive_settings={"blur": {"radius": [5, 2]}})
+
+
+def test_the_layout_whole_keeps_photo_and_pictures_together(tmp_path):
+    for seed in range(3):
+        write_photo(tmp_path / "in" / f"{seed}.jpg", seed)
+    kinds = ("rain", "grey", "jpeg")
+    config = ImagesConfig(dataset="d", input=tmp_path / "in", derive=kinds, layouts={"whole": 1})
+    rows, _ = ingest(config, tmp_path / "d")
+    assert [(row["layout"], row["roles"], set(row["origins"])) for row in rows] == [
+        ("whole", ["image", *kinds], {f"{seed}.jpg"}) for seed in range(3)
+    ]
 
 
 def test_twice_the_same_bytes_and_another_seed_others(photo_folder, tmp_path):

@@ -152,23 +152,32 @@ DAMAGES: dict[str, tuple[Callable[[Content], object], str, str]] = {
 }
 
 
+def damaged(root: Path, damage: str) -> AnnotatedConfig:
+    path = write(root, content())
+    coco = json.loads(path.read_text())
+    DAMAGES[damage][0](coco)
+    path.write_text(json.dumps(coco))
+    return config(root, path, layouts={"pairs": 1})
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_costs_its_photo_and_no_more(tmp_path, damage):
-    apply, reason, detail = DAMAGES[damage]
-    path = write(tmp_path, content())
-    coco = json.loads(path.read_text())
-    apply(coco)
-    path.write_text(json.dumps(coco))
-    base = config(tmp_path, path, layouts={"pairs": 1})
+    _, reason, detail = DAMAGES[damage]
+    examples, rejects = read(damaged(tmp_path, damage))
+    assert list(examples) == ["2.jpg", "3.jpg"]
+    (reject,) = rejects.values()
+    assert (reject.input, str(reject.reason)) == (0, reason)
+    assert detail in reject.detail
+
+
+@pytest.mark.parametrize("damage", ["surrogate", "not-listed"])
+def test_damage_is_counted_in_the_shard(tmp_path, damage):
+    base = damaged(tmp_path, damage)
     dataset, declared = Dataset(str(tmp_path / "d")), config_entry(base)
     dataset.declare("sequences", "annotated", declared)
     (job,) = plan(dataset, base, declared["fingerprint"])
     counts = make_shard(job).counts
     assert (counts["inputs"], counts["used"], counts["rejected"]) == (3, 2, 1)
-    (shard,) = dataset.shards("sequences/annotated")
-    (row,) = dataset.rejects(shard).to_pylist()
-    assert (row["input"], row["reason"]) == (0, reason)
-    assert detail in row["detail"]
     assert verify(dataset, deep=True).problems == []
 
 

@@ -24,7 +24,7 @@ from uvd.sources.annotated.source import AnnotatedSource
 from uvd.sources.annotated.voc import VocReader
 from uvd.sources.annotated.voc_xml import PERSON, VOC_CLASSES, read_objects
 from uvd.sources.base import SourceError
-from uvd.sources.xml_safe import MAX_DEPTH, UnsafeXmlError, parse_xml
+from uvd.sources.xml_safe import MAX_DEPTH, MAX_ELEMENTS, UnsafeXmlError, parse_xml
 
 SIDE = 256
 DOG = 12
@@ -360,7 +360,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "parameter": lambda: b'<!DOCTYPE a [<!ENTITY % e SYSTEM "http://127.0.0.1/">%e;]><a/>',
     "document-type": lambda: b"<!DOCTYPE annotation><annotation/>",
     "deep": lambda: b"<a>" * (MAX_DEPTH + 1) + b"</a>" * (MAX_DEPTH + 1),
-    "wide": lambda: b"<a>" + b"<b/>" * 500_001 + b"</a>",
+    "wide": lambda: b"<a>" + b"<b/>" * MAX_ELEMENTS + b"</a>",
     "unknown-entity": lambda: b"<a>&nothing;</a>",
     "nothing": lambda: b"",
     "image": lambda: b"\x89PNG\r\n\x1a\n" + bytes(100),

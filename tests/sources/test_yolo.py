@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from uvd.renderers.palette import PALETTE
-from uvd.sequences import Example, Reject, Seeds, Transform
+from uvd.sequences import Example, Reject, Seeds
 from uvd.sequences.reject import RejectedInput
 from uvd.sources.annotated.config import AnnotatedConfig
 from uvd.sources.annotated.source import AnnotatedSource
@@ -235,16 +235,14 @@ def test_items_know_their_files_by_size(tmp_path):
 
 
 def test_polygons_are_cut_exactly():
-    star = np.array([[-400, 50], [100, -300], [600, 60], [120, 700]], np.float64)
+    star = np.array([[-400, 50], [100, 90], [600, -60], [128, 300], [90, 150]], np.float64)
     cut = cut_polygon(star, 0, 256)
     assert cut.min() >= 0
     assert cut.max() <= 256
-    fine = Transform(0, 0, 1, 1)
-    assert fine.size == 256
     rows, columns = np.mgrid[0:256:8, 0:256:8] + 0.5
     inside = winding(star, columns, rows)
     assert np.array_equal(inside, winding(cut, columns, rows))
-    assert 0.3 < inside.mean() < 1
+    assert 0.2 < inside.mean() < 0.9
     assert len(cut_polygon(star + 5000, 0, 256)) == 0
     square = np.array([[10, 10], [20, 10], [20, 20], [10, 20]], np.float64)
     assert np.array_equal(cut_polygon(square, 0, 256), square)
