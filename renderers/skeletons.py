@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import atan2, degrees, hypot
 
 import numpy as np
@@ -38,7 +38,7 @@ Limb = tuple[int, int, Colour]
 """Joint, joint, RGB."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Skeleton:
     """What one kind of skeleton looks like.
 
@@ -69,6 +69,20 @@ class Skeleton:
     def joints(self) -> int:
         return len(self.joint_colours)
 
+    @cached_property
+    def _annotated(self) -> int:
+        """Number of the usual annotation's keypoints."""
+        return 1 + max((max(mean) for mean in self.keypoints), default=-1)
+
+    @cached_property
+    def _first_keypoints(self) -> NDArray[np.intp]:
+        return np.array([mean[0] for mean in self.keypoints])
+
+    @cached_property
+    def ends(self) -> NDArray[np.intp]:
+        """`(limbs, 2)`: the joints of each limb."""
+        return np.array([limb[:2] for limb in self.limbs], dtype=np.intp).reshape(-1, 2)
+
     def place(self, points: ArrayLike, threshold: float = THRESHOLD) -> NDArray[np.float64]:
         """Joints of N skeletons from the usual annotation's keypoints, or from joints.
 
@@ -86,14 +100,14 @@ class Skeleton:
         given = np.array(points, dtype=np.float64)
         if given.size == 0:
             return np.zeros((0, self.joints, 3))
-        annotated = 1 + max((max(mean) for mean in self.keypoints), default=-1)
-        if given.ndim != 3 or given.shape[2] != 3 or given.shape[1] not in {self.joints, annotated} - {0}:
-            wanted = f"(N, {self.joints}, 3)" + (f" or (N, {annotated}, 3)" if annotated else "")
+        counts = {self.joints, self._annotated or self.joints}
+        if given.ndim != 3 or given.shape[2] != 3 or given.shape[1] not in counts:
+            wanted = " or ".join(f"(N, {count}, 3)" for count in sorted(counts))
             raise ValueError(f"keypoints of a {self.name} have shape {given.shape}, expected {wanted}")
         given[~np.isfinite(given).all(axis=2)] = 0
         if given.shape[1] == self.joints:
             return given
-        joints = given[:, [mean[0] for mean in self.keypoints]]
+        joints = given[:, self._first_keypoints]
         for joint, mean in enumerate(self.keypoints):
             if len(mean) > 1:
                 joints[:, joint] = given[:, mean].mean(axis=1)
@@ -130,12 +144,7 @@ def render_skeletons(
     """
     picture = canvas(size, background)
     for skeleton, points in parts:
-        for joints in skeleton.place(points, threshold):
-            pixels = _pixel_joints(joints, threshold)
-            _draw_limbs(picture, skeleton, pixels)
-            for pixel, fill in zip(pixels, skeleton.joint_colours, strict=True):
-                if pixel is not None:
-                    circle(picture, pixel, skeleton.radius, fill, FILLED)
+        _draw(picture, skeleton, skeleton.place(points, threshold), threshold)
     return picture
 
 
@@ -154,44 +163,41 @@ def visible_skeletons(
 Pixel = tuple[int, int]
 
 
-def _pixel_joints(joints: NDArray[np.float64], threshold: float) -> list[Pixel | None]:
-    """Whole pixels of the visible joints, None for the others. Truncated toward zero, as MMPose does."""
-    limit = MAX_OFFSET
-    return [
-        (int(x), int(y)) if score >= threshold and -limit < x < limit and -limit < y < limit else None
-        for x, y, score in joints.tolist()
-    ]
-
-
-def _draw_limbs(picture: NDArray[np.uint8], skeleton: Skeleton, joints: list[Pixel | None]) -> None:
+def _draw(picture: NDArray[np.uint8], skeleton: Skeleton, joints: NDArray[np.float64], threshold: float) -> None:
+    """Draws `(N, K, 3)` joints, one skeleton after the other, limbs first."""
     height, width = picture.shape[:2]
-    inside = [j if j is not None and 0 < j[0] < width and 0 < j[1] < height else None for j in joints]
-    for start, end, fill in skeleton.limbs:
-        a, b = inside[start], inside[end]
-        if a is None or b is None:
-            continue
-        if skeleton.tapered:
-            _blend_limb(picture, a, b, fill, skeleton.width // 2)
-        else:
-            line(picture, a, b, fill, skeleton.width)
+    visible = (joints[:, :, 2] >= threshold) & (np.abs(joints[:, :, :2]) < MAX_OFFSET).all(axis=2)
+    # Truncated toward zero, as MMPose does.
+    pixels = np.where(visible[:, :, None], joints[:, :, :2], 0).astype(np.int64)
+    inside = visible & ((pixels > 0) & (pixels < (width, height))).all(axis=2)
+    limbs, drawn = pixels[:, skeleton.ends].tolist(), inside[:, skeleton.ends].all(axis=2).tolist()
+    for index, (seen, places) in enumerate(zip(visible.tolist(), pixels.tolist(), strict=True)):
+        for (start, end), both, (_, _, fill) in zip(limbs[index], drawn[index], skeleton.limbs, strict=True):
+            if not both:
+                continue
+            if skeleton.tapered:
+                _blend_limb(picture, *start, *end, fill, skeleton.width // 2)
+            else:
+                line(picture, start, end, fill, skeleton.width)
+        for place, shown, fill in zip(places, seen, skeleton.joint_colours, strict=True):
+            if shown:
+                circle(picture, place, skeleton.radius, fill, FILLED)
 
 
-def _blend_limb(picture: NDArray[np.uint8], a: Pixel, b: Pixel, fill: Colour, half_width: int) -> None:
+def _blend_limb(picture: NDArray[np.uint8], ax: int, ay: int, bx: int, by: int, fill: Colour, half_width: int) -> None:
     """Blends one filled ellipse between two joints into the rectangle of the picture that it covers."""
-    (ax, ay), (bx, by) = a, b
     dx, dy = ax - bx, ay - by
-    if max(abs(dx), abs(dy)) > MAX_REMEMBERED:
-        _blend_any_limb(picture, a, b, fill, half_width)
-        return
-    x, y = (ax + bx) // 2, (ay + by) // 2
-    mask, left, top, width, height = _limb_masks(dx, dy, half_width)[(x & 1) + 2 * (y & 1)]
-    left, top = left + x, top + y
-    if left < 0 or top < 0 or left + width > picture.shape[1] or top + height > picture.shape[0]:
-        _blend_any_limb(picture, a, b, fill, half_width)
-        return
-    part = picture[top : top + height, left : left + width]
-    solid = _solid(fill, half_width)[:height, :width]
-    copyTo(addWeighted(part, 1 - LIMB_OPACITY, solid, LIMB_OPACITY, 0), mask, part)
+    if -MAX_REMEMBERED <= dx <= MAX_REMEMBERED and -MAX_REMEMBERED <= dy <= MAX_REMEMBERED:
+        x, y = (ax + bx) // 2, (ay + by) // 2
+        mask, left, top, width, height = _limb_masks(dx, dy, half_width)[(x & 1) + 2 * (y & 1)]
+        left, top = left + x, top + y
+        right, bottom = left + width, top + height
+        if left >= 0 and top >= 0 and right <= picture.shape[1] and bottom <= picture.shape[0]:
+            part = picture[top:bottom, left:right]
+            solid = _solid(fill, half_width)[:height, :width]
+            copyTo(addWeighted(part, 1 - LIMB_OPACITY, solid, LIMB_OPACITY, 0), mask, part)
+            return
+    _blend_any_limb(picture, (ax, ay), (bx, by), fill, half_width)
 
 
 def _blend_any_limb(picture: NDArray[np.uint8], a: Pixel, b: Pixel, fill: Colour, half_width: int) -> None:
@@ -226,21 +232,21 @@ def _limb_masks(dx: int, dy: int, half_width: int) -> tuple[LimbMask, LimbMask, 
     OpenCV rounds half pixels to even, so the outline depends on where the middle lies; but corners fall on half pixels
     only at multiples of 30 degrees (tested for all lengths that are remembered).
     """
-    outline, angle = _ellipse((0, 0), dx, dy, half_width)
+    even, angle = _limb_mask(dx, dy, half_width, 0, 0)
     if angle % 30:
-        mask = _fill(outline, 0, 0)
-        return mask, mask, mask, mask
-    even, odd_x, odd_y, odd = (
-        _fill(_ellipse(centre, dx, dy, half_width)[0], *centre) for centre in ((0, 0), (1, 0), (0, 1), (1, 1))
-    )
+        return even, even, even, even
+    odd_x, odd_y, odd = (_limb_mask(dx, dy, half_width, x, y)[0] for x, y in ((1, 0), (0, 1), (1, 1)))
     return even, odd_x, odd_y, odd
 
 
-def _fill(outline: NDArray[np.int32], x: int, y: int) -> LimbMask:
+def _limb_mask(dx: int, dy: int, half_width: int, odd_x: int, odd_y: int) -> tuple[LimbMask, int]:
+    """The mask for a middle at even or odd x and y, and the limb's angle in whole degrees."""
+    reach = max(abs(dx), abs(dy)) // 100 + half_width + 4
+    x, y = (abs(dx) // 2 + reach & ~1) + odd_x, (abs(dy) // 2 + reach & ~1) + odd_y
+    outline, angle = _ellipse((x, y), dx, dy, half_width)
     left, top, width, height = boundingRect(outline)
-    mask = np.zeros((height, width), dtype=np.uint8)
-    fillConvexPoly(mask, outline - (left, top), (255,))
-    return mask, left - x, top - y, width, height
+    filled = fillConvexPoly(np.zeros((top + height, left + width), dtype=np.uint8), outline, (255,))
+    return (filled[top:, left:], left - x, top - y, width, height), angle  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=64)

@@ -225,7 +225,14 @@ def _check_keypoints(network: _Network, meta: Mapping[str, Any], config: Path) -
             f"{config}: the {len(names)} keypoints of {meta['dataset_name']!r} do not begin with COCO's 17"
         )
     blank = {"img": np.zeros((64, 64, 3), np.uint8), "bbox": np.array([[0, 0, 64, 64]], np.float32)}
-    (found,) = network.run([blank])
+    try:
+        (found,) = network.run([blank])
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        # Mirrored copies need as many keypoints as have names.
+        why = f"{type(error).__name__} {error}".strip()
+        raise EstimatorFilesError(
+            f"{config} cannot be run with the {len(names)} keypoints of {meta['dataset_name']!r}: {why}"
+        ) from error
     if found.keypoints.shape[1] != len(names):
         raise EstimatorFilesError(
             f"{config} predicts {found.keypoints.shape[1]} keypoints, and {meta['dataset_name']!r} has {len(names)}"
@@ -244,8 +251,19 @@ def _open_detector(config: Path, weights: Path, device: torch.device, batch_size
         classes = checkpoint.dataset_meta.get("classes") or ("person",)
         if str(classes[PERSON]).casefold() != "person":
             raise EstimatorFilesError(f"{weights}: the detector's first class is {classes[PERSON]!r}, not 'person'")
+        _forget_unsure_boxes(model)
         steps = get_test_pipeline_cfg(model.cfg.copy())
         steps[0].type = "mmdet.LoadImageFromNDArray"
         network = _Network(model, Compose(steps), {"img_id": 0}, batch_size)
         detected_people(network, [np.zeros((64, 64, 3), np.uint8)])
     return network
+
+
+def _forget_unsure_boxes(model: Any) -> None:
+    """Detectors keep boxes down to a score of 0.001 for their evaluation. They cannot suppress a surer one, so nothing
+    changes but the time, which grows with their square.
+    """
+    for module in model.modules():
+        limits = getattr(module, "test_cfg", None)
+        if isinstance(limits, dict) and "score_thr" in limits:
+            limits["score_thr"] = max(limits["score_thr"], MIN_SCORE)

@@ -52,7 +52,7 @@ class AnnotatedConfig(PhotoConfig):
     """In which published form the input is; `files` is the general one, photos and maps matched by their names."""
     input: Path = Field(json_schema_extra=NOT_DATA)
     """Folder in the form that the kind says; for `coco` that of the images which the JSON's `file_name`s name; for
-    `shards` a dataset of uvd."""
+    `shards` one folder of image shards, DATASET/sequences/NAME, made with the layout `whole`."""
     annotations: tuple[Path, ...] = Field((), json_schema_extra=NOT_DATA)
     """coco, panoptic: JSON files of the same images, such as instances and person keypoints."""
     render: tuple[Render, ...] = Field(("boxes", "pose", "segmentation"), min_length=1)

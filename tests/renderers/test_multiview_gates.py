@@ -59,18 +59,21 @@ def test_an_object_lost_in_its_bounds_is_refused(tmp_path: Path) -> None:
 
 
 def test_too_many_faces_are_refused_or_simplified(tmp_path: Path) -> None:
-    trimesh.creation.icosphere(subdivisions=5).export(tmp_path / "ball.ply")  # 20,480 faces
+    trimesh.creation.icosphere(subdivisions=7).export(tmp_path / "ball.ply")  # 327,680 faces
     path = tmp_path / "ball.ply"
-    assert refusal(request(path, max_faces=5000)).reason is Reason.TOO_COMPLEX
-    _, (whole,) = render_file(request(path))
-    _, (fewer,) = render_file(request(path, max_faces=15_000, too_many_faces="simplify"))
+    assert refusal(request(path)).reason is Reason.TOO_COMPLEX
+    _, (whole,) = render_file(request(path, max_faces=400_000))
+    _, (fewer,) = render_file(request(path, max_faces=200_000, too_many_faces="simplify"))
+    assert not (whole == fewer).all()
     assert np.abs(whole.astype(int) - fewer).mean() < 3
-    refused = refusal(request(path, max_faces=2000, too_many_faces="simplify"))
-    assert (refused.reason, "limit 20000" in refused.detail) == (Reason.TOO_COMPLEX, True)
+    refused = refusal(request(path, max_faces=32_000, too_many_faces="simplify"))
+    assert (refused.reason, "limit 320000" in refused.detail) == (Reason.TOO_COMPLEX, True)
+    refused = refusal(request(path, max_faces=50_000, too_many_faces="simplify"))
+    assert (refused.reason, "coarsest grid" in refused.detail) == (Reason.TOO_COMPLEX, True)
 
 
 def board() -> trimesh.Scene:
-    """A square of 80,000 triangles with four colours on it, in two halves that share no vertex."""
+    """A square of 80,000 triangles with four colours on it."""
     pixels = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], np.uint8)
     image = Image.fromarray(pixels.repeat(32, axis=0).repeat(32, axis=1))
     material = PBRMaterial(baseColorTexture=image, metallicFactor=0.0, roughnessFactor=1.0)

@@ -151,7 +151,7 @@ def chain(path: Path, **changes: Any) -> tuple[Path, NDArray[np.float64]]:
         The file and the `(16, 3)` vertices at rest.
     """
     box = trimesh.creation.box(extents=(1, 1, 0.5))
-    second = box.vertices + (3, 0, 0)
+    second = box.vertices + np.array((3, 0, 0))
     binds = np.stack([np.eye(4), trimesh.transformations.translation_matrix((-3, 0, 0))])
     angle = np.pi / 3
     rest = trimesh.transformations.rotation_matrix(angle, (0, 0, 1))

@@ -75,7 +75,7 @@ def _zoedepth(heads: int) -> tuple[Any, Any]:
         bin_embedding_dim=8,
         num_attractors=[4, 2, 1, 1],
         bin_configurations=bins[:heads],
-        patch_transformer_hidden_size=16,
+        patch_transformer_hidden_size=128,
         patch_transformer_intermediate_size=16,
         patch_transformer_num_attention_heads=2,
         num_patch_transformer_layers=4,
