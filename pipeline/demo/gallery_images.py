@@ -19,6 +19,7 @@ from uvd.pipeline.demo.inputs import GRADIO, PHOTOS, SKIMAGE, SKLEARN
 from uvd.pipeline.demo.published_images import Scene
 from uvd.pipeline.demo.scenes import annotated_scenes, pose_folder
 from uvd.renderers.derived import DERIVED
+from uvd.renderers.normals import normals_from_depth
 from uvd.sequences.seeds import Seeds
 from uvd.sources import SourceConfig
 from uvd.sources.annotated.config import AnnotatedConfig
@@ -32,6 +33,8 @@ SHOWN = (
 )
 """The photos from which pictures are derived."""
 STEREO = ("motorcycle_left.png", "motorcycle_right.png")
+FOCAL, OFFSET, BASELINE_M = 994.978, 31.086, 0.193001
+"""Of that pair at its size in the package, by its calibration: pixels, pixels, metres (Middlebury 2014, Motorcycle)."""
 STEREO_CROPS = 8
 STEREO_SIDE = 300
 
@@ -44,6 +47,7 @@ class Sheet:
         role: of the annotation; the file is called after the sheet.
         kind: of `annotated`, or "" for pictures made from photos alone.
         settings: of the source, with paths below the kind's folder.
+        folder: of its input, if that is another kind's.
         people: whether photos of people are taken; a setting of sheets without a kind.
         place: which of the longest sequences is shown, by key.
     """
@@ -52,11 +56,14 @@ class Sheet:
     role: str
     kind: str
     settings: dict[str, Any] = field(default_factory=dict)
+    folder: str = ""
     people: bool = False
     place: int = 0
 
 
 COCO = {"input": "images", "annotations": ["instances.json"]}
+DEPTH = {"files": "depth/*.npy", "form": "depth"}
+NORMALS = {"files": "normals/*.npy", "form": "normals"}
 SHEETS = (
     Sheet("boxes", "boxes", "coco", {**COCO, "render": ["boxes"]}, place=5),
     Sheet("boxes-on-black", "boxes", "coco", {**COCO, "render": ["boxes"], "boxes_over_image": False}, place=6),
@@ -77,6 +84,8 @@ SHEETS = (
     Sheet("cityscapes", "segmentation", "cityscapes", place=2),
     Sheet("stereo", "right", "stereo"),
     Sheet("disparity", "disparity", "stereo"),
+    Sheet("depth", "depth", "files", {"images": "left/*.png", "maps": {"depth": DEPTH}}, folder="stereo"),
+    Sheet("normals", "normals", "files", {"images": "left/*.png", "maps": {"normals": NORMALS}}, folder="stereo"),
     *(Sheet(kind.replace("_", "-"), kind, "", {"derive": [kind]}) for kind in DERIVED),
     Sheet("estimated-pose", "pose", "", {"estimate": {"pose": {"backend": "blazepose"}}}, people=True),
 )
@@ -105,17 +114,26 @@ def lay_out(inputs: Path, cache: Path) -> None:
 
 
 def lay_out_stereo(root: Path, folder: Path) -> None:
-    """`left/`, `right/` and `disparity/`: squares cut out of the Middlebury motorcycle at seeded places."""
+    """`left/`, `right/`, `disparity/`, `depth/` and `normals/`: squares of the Middlebury motorcycle at seeded places.
+
+    Depth follows from the disparity by the pair's calibration, normals from depth.
+    """
     left, right = (decode_image((folder / name).read_bytes())[0] for name in STEREO)
     with np.load(folder / "motorcycle_disp.npz", allow_pickle=False) as stored:
         disparity = stored["arr_0"].astype(np.float32)
+    depth = np.where(np.isfinite(disparity), FOCAL * BASELINE_M / (disparity + OFFSET), np.nan).astype(np.float32)
+    fov = 2 * np.degrees(np.arctan(STEREO_SIDE / 2 / FOCAL))
     rng = Seeds(0, ("gallery",)).generator("stereo")
     for number in range(STEREO_CROPS):
         y, x = (int(rng.integers(0, length - STEREO_SIDE)) for length in left.shape[:2])
+        square = slice(y, y + STEREO_SIDE), slice(x, x + STEREO_SIDE)
         for name, pixels in (("left", left), ("right", right)):
-            forms.save(root / name / f"{number}.png", pixels[y : y + STEREO_SIDE, x : x + STEREO_SIDE])
-        (root / "disparity").mkdir(parents=True, exist_ok=True)
-        np.save(root / "disparity" / f"{number}.npy", disparity[y : y + STEREO_SIDE, x : x + STEREO_SIDE])
+            forms.save(root / name / f"{number}.png", pixels[square])
+        seen = depth[square]
+        normals = normals_from_depth(np.nan_to_num(seen), float(fov), np.isfinite(seen))
+        for name, values in (("disparity", disparity[square]), ("depth", seen), ("normals", normals)):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            np.save(root / name / f"{number}.npy", values.astype(np.float32))
 
 
 def configs(inputs: Path, cache: Path) -> Iterator[SourceConfig]:
@@ -129,7 +147,7 @@ def configs(inputs: Path, cache: Path) -> Iterator[SourceConfig]:
                 content["estimate"]["pose"]["model_dir"] = pose_folder(cache)
             yield ImagesConfig.model_validate(content)
             continue
-        root = inputs / sheet.kind
+        root = inputs / (sheet.folder or sheet.kind)
         content |= {"kind": sheet.kind, **sheet.settings, "input": root / sheet.settings.get("input", "")}
         if "annotations" in sheet.settings:
             content["annotations"] = [root / name for name in sheet.settings["annotations"]]

@@ -40,6 +40,8 @@ _OWNERS: dict[str, tuple[str, ...]] = {
     "colour_by": ("panoptic",),
     "images": ("files",),
     "maps": ("files",),
+    "folder_splits": ("files",),
+    "roles": ("files", *PRESETS),
 }
 """Settings that mean something for some kinds only."""
 
@@ -68,6 +70,10 @@ class AnnotatedConfig(PhotoConfig):
     """files: which photos, as a pattern of paths below the input: `*` stands for part of a name, `**` for folders."""
     maps: dict[str, MapForm] = {}
     """files: role → which files, in what form. Each `*` must stand for the same as in the photo's path."""
+    folder_splits: bool = False
+    """files: whether folders named `train`, `val2017`, `validation`, ... say the split."""
+    roles: tuple[str, ...] = ()
+    """files and its forms: which of the maps; all by default."""
     layouts: dict[str, float] = {"pairs": 1.0, "tuples": 1.0}
     max_bytes: int = Field(MAX_BYTES, ge=1)
     """Of an image or map file."""

@@ -2,7 +2,7 @@
 
 OpenCV's decoder is an old OpenEXR that it leaves off by default because hostile files can break it; here it is turned
 on in a child with limits only, so a file that does break it is one reject. The header is read first, by our own code
-(OpenEXR File Layout, version 2). A call costs 1 ms and the copy of the pixels; the child's start 0.3 s, once a shard.
+(OpenEXR File Layout, version 2). A call costs 1 ms and the copy of the pixels; the child's start 0.5 s, once a shard.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ _SPLIT = re.compile(r"(?:(train)(?:ing|_extra)?|(val)(?:id|idation)?|(test)(?:in
 class FilesReader(Reader):
     def __init__(self, config: AnnotatedConfig) -> None:
         super().__init__(config)
-        self._preset = PRESETS.get(config.kind) or Preset(config.images, config.maps, splits=False)
+        self._preset = _chosen(config)
         self._maps = DrawnMaps(config)
 
     def items(self) -> Iterator[Item]:
@@ -99,6 +99,20 @@ class FilesReader(Reader):
 
     def close(self) -> None:
         self._maps.close()
+
+
+def _chosen(config: AnnotatedConfig) -> Preset:
+    """What the kind stands for, with the roles that are wanted.
+
+    Raises:
+        SourceError: for a role that it does not have.
+    """
+    preset = PRESETS.get(config.kind) or Preset(config.images, config.maps, config.folder_splits)
+    unknown = sorted(set(config.roles) - preset.maps.keys())
+    if unknown:
+        raise SourceError(f"kind {config.kind} has no role {unknown[0]!r}; there are {', '.join(preset.maps)}")
+    wanted = config.roles or tuple(preset.maps)
+    return replace(preset, maps={role: preset.maps[role] for role in wanted})
 
 
 @dataclass(frozen=True, slots=True, init=False)

@@ -240,3 +240,18 @@ def test_cityscapes_void_and_coco_stuff_places(tmp_path):
     write_picture(tmp_path / "s/annotations/train2017/1.png", np.where(label == 33, 255, label))
     (example,), _ = read(config(tmp_path / "s", kind="coco-stuff"))
     assert np.array_equal(example.pictures[1].pixels[[0, 150, 250], 0], PALETTE[[1, 8, 0]])
+
+
+def test_only_the_wanted_roles_are_read(tmp_path):
+    preset_files(tmp_path, "voc-segmentation")
+    examples, _ = read(config(tmp_path, kind="voc-segmentation", roles=["segmentation"]))
+    assert {picture.role for example in examples for picture in example.pictures} == {"image", "segmentation"}
+    with pytest.raises(SourceError, match="no role 'depth'; there are segmentation, instances, foreground"):
+        read(config(tmp_path, kind="voc-segmentation", roles=["depth"]))
+
+
+def test_folders_say_the_split_if_asked(tmp_path):
+    write_all(tmp_path, "img/val2017/a.png", "labels/val2017/a.png", "img/train/b.png", "labels/train/b.png")
+    maps = {"labels": {"files": "labels/*/*.png", "form": "labels", "void": [255]}}
+    examples, _ = read(config(tmp_path, images="img/*/*.png", maps=maps, folder_splits=True))
+    assert [example.split for example in examples] == ["train", "val"]
