@@ -8,6 +8,7 @@ grow inwards, so the drawn extent is the box. 10 boxes at 256x256 cost about 0.0
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import inf
 
 import numpy as np
@@ -15,8 +16,10 @@ from cv2 import FILLED, rectangle
 from numpy.typing import ArrayLike, NDArray
 
 from uvd.renderers.canvas import canvas
-from uvd.renderers.palette import VOID, colours
+from uvd.renderers.palette import PALETTE_SIZE, VOID, colour
 from uvd.sequences import IMAGE_SIZE
+
+_colour = lru_cache(maxsize=PALETTE_SIZE)(colour)
 
 THICKNESS = 2
 """Width of an outline in pixels at 256x256: the thinnest that survives a 16x16 token."""
@@ -61,7 +64,9 @@ def render_boxes(
             rectangle(picture, (left, top), (right, bottom), fill, FILLED)
             continue
         # Nested one-pixel outlines grow inwards; OpenCV's own thickness would spread to both sides of the edge.
-        for _ in range(min(thickness, min(right - left, bottom - top) // 2 + 1)):
+        for _ in range(thickness):
+            if left > right or top > bottom:
+                break
             rectangle(picture, (left, top), (right, bottom), fill)
             left, top, right, bottom = left + 1, top + 1, right - 1, bottom - 1
     return picture
@@ -86,11 +91,14 @@ def pixel_box(box: Sequence[float], width: int, height: int) -> PixelBox | None:
     # An infinite or NaN edge fails the first two comparisons.
     if not (0 < x1 - x0 < inf and 0 < y1 - y0 < inf and x0 < width and y0 < height and x1 > 0 and y1 > 0):
         return None
-    left = min(int(x0 + 0.5), width - 1) if x0 > 0 else 0
-    top = min(int(y0 + 0.5), height - 1) if y0 > 0 else 0
-    right = int(x1 + 0.5) - 1 if x1 < width else width - 1
-    bottom = int(y1 + 0.5) - 1 if y1 < height else height - 1
-    return left, top, max(right, left), max(bottom, top)
+    left, right = int(x0 + 0.5) if x0 > 0 else 0, int(x1 + 0.5) - 1 if x1 < width else width - 1
+    top, bottom = int(y0 + 0.5) if y0 > 0 else 0, int(y1 + 0.5) - 1 if y1 < height else height - 1
+    # What is rounded away gets its nearest pixel. Conditions, for calls of min and max would be a tenth of the time.
+    if left >= width:
+        left = width - 1
+    if top >= height:
+        top = height - 1
+    return left, top, right if right > left else left, bottom if bottom > top else top
 
 
 def _drawing_order(boxes: NDArray[np.float64], width: int, height: int) -> list[tuple[int, PixelBox]]:
@@ -114,12 +122,15 @@ def _as_boxes(boxes_xyxy: ArrayLike) -> NDArray[np.float64]:
     return boxes
 
 
-def _class_colours(classes: ArrayLike, count: int, filled: bool) -> list[list[int]]:
+def _class_colours(classes: ArrayLike, count: int, filled: bool) -> list[tuple[int, int, int]]:
     if filled:
-        return [[255, 255, 255]] * count
+        return [(255, 255, 255)] * count
     ids = np.asarray(classes)
     if ids.shape != (count,):
         raise ValueError(f"{count} boxes need as many classes, not an array of shape {ids.shape}")
-    if (ids == VOID).any():
+    if count and ids.dtype.kind not in "iu":
+        raise ValueError(f"class ids must be integers, not {ids.dtype}")
+    listed = ids.tolist()
+    if VOID in listed:
         raise ValueError("class id 0 is void, which is black: ids of classes count from 1")
-    return colours(ids).tolist()
+    return [_colour(index) for index in listed]

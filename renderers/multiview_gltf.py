@@ -123,7 +123,7 @@ def _appearance(tree: dict[str, Any], primitive: dict[str, Any]) -> tuple[Additi
             attributes[COORDINATES] = attributes["TEXCOORD_0"]
     if transform.keys() & {"offset", "rotation", "scale"}:
         addition.uv_matrix = uv_matrix(
-            **{key: transform[key] for key in ("offset", "rotation", "scale") if key in transform}
+            transform.get("offset", (0, 0)), transform.get("rotation", 0), transform.get("scale", (1, 1))
         )
     return addition, moved
 

@@ -14,7 +14,8 @@ import numpy as np
 import trimesh
 from numpy.typing import NDArray
 
-from uvd.renderers.multiview_material import Appearance, Surface, SurfaceReader, to_linear
+from uvd.renderers.multiview_material import Surface, SurfaceReader, to_linear
+from uvd.renderers.multiview_normals import creased_normals, unit_vectors
 from uvd.renderers.multiview_simplify import GRIDS, cluster
 from uvd.sequences.reject import Reason, RejectedInput
 
@@ -23,8 +24,6 @@ OBJECT_RADIUS = 0.5
 
 MAX_FACES = 2_000_000
 MAX_INSTANCES = 20_000
-CREASE_COSINE = 0.7
-"""Faces that meet at more than about 45 degrees keep their edge."""
 
 MAX_SIMPLIFIED = 10
 """Times `max_faces`: objects of more are refused, for they would have to be laid out in full first."""
@@ -139,50 +138,11 @@ def _shape(mesh: trimesh.Trimesh, reader: SurfaceReader, linear_colors: bool) ->
     if "vertex_normals" in mesh._cache and look.face_colors is None:  # the file gave them
         normals = np.nan_to_num(np.asarray(mesh.vertex_normals, dtype=np.float64), posinf=0, neginf=0)
         return _Placed(vertices, normals, look.uv, colors, faces, look.surface)
-    source, normals, indices = _crease(vertices, faces, look)
+    source, normals, indices = creased_normals(vertices, faces, look)
     if colors is not None:
         colors = colors[source] if look.face_colors is None else np.repeat(colors, 3, axis=0)
     uv = None if look.uv is None else look.uv[source]
     return _Placed(vertices[source], normals, uv, colors, indices, look.surface)
-
-
-def _crease(
-    vertices: NDArray[np.float64], faces: NDArray[np.int64], look: Appearance
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
-    """Smooth normals with sharp edges, for meshes that come without: the mean over the faces around a point.
-
-    Corners at a sharp edge get vertices of their own, with the face's normal; so does every corner of coloured faces.
-
-    Returns:
-        For k vertices: `(k,)` the vertex that each one copies, `(k, 3)` normals, and the `(m, 3)` faces.
-    """
-    points = np.nan_to_num(vertices / (float(np.abs(vertices[faces.reshape(-1)]).max()) or 1.0))
-    a, b, c = (points[faces[:, i]] for i in range(3))
-    weighted = np.cross(b - a, c - a)  # its length is twice the face's area
-    first, place = trimesh.grouping.unique_rows(points, digits=6)
-    corners = place[faces.reshape(-1)]
-    per_corner = np.repeat(weighted, 3, axis=0)
-    sums = [np.bincount(corners, weights=per_corner[:, i], minlength=len(first)) for i in range(3)]
-    smooth = _unit(np.stack(sums, axis=1))
-    own = np.repeat(_unit(weighted), 3, axis=0)
-    sharp = (smooth[corners] * own).sum(axis=1) < CREASE_COSINE
-    if look.face_colors is not None:
-        smooth_corners = np.where(sharp[:, None], own, smooth[corners])
-        return faces.reshape(-1), smooth_corners, np.arange(len(corners)).reshape(-1, 3)
-    if look.uv is None and look.vertex_colors is None:  # vertices differ by their place alone: join them
-        source, normals, indices = first, smooth, corners.copy()
-    else:
-        source, normals, indices = np.arange(len(vertices)), smooth[place], faces.reshape(-1).copy()
-    copied = source[indices[sharp]]
-    indices[sharp] = len(source) + np.arange(len(copied))
-    return np.concatenate([source, copied]), np.concatenate([normals, own[sharp]]), indices.reshape(-1, 3)
-
-
-def _unit(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Vectors of length 1; zero stays zero."""
-    array = np.asarray(vectors, dtype=np.float64)
-    length = np.linalg.norm(array, axis=1, keepdims=True)
-    return np.divide(array, length, out=np.zeros_like(array), where=length > 0)
 
 
 def _place(shape: _Placed, transform: NDArray[np.float64], up: UpAxis) -> _Placed:
@@ -248,7 +208,7 @@ def _join(group: list[_Placed]) -> Part:
     colors = [part.colors for part in group if part.colors is not None]
     return Part(
         positions=np.concatenate([part.vertices for part in group]).astype(np.float32),
-        normals=_unit(normals).astype(np.float32),
+        normals=unit_vectors(normals).astype(np.float32),
         uv=np.concatenate(uv) if uv else None,
         colors=np.concatenate(colors) if colors else None,
         indices=faces.astype(np.uint32),

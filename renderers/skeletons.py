@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import atan2, degrees, hypot
+from typing import Any
 
 import numpy as np
 from cv2 import FILLED, addWeighted, boundingRect, circle, copyTo, ellipse2Poly, fillConvexPoly, line
@@ -31,7 +32,7 @@ MAX_OFFSET = 1 << 15
 
 MAX_REMEMBERED = 127
 """Limbs that reach no farther than this, in pixels along x and y, have their shapes remembered: 8192 of them, at 5 MB
-for people in 256x256 and never above 150 MB."""
+for people in 256x256 and never above 200 MB."""
 
 Colour = tuple[int, int, int]
 Limb = tuple[int, int, Colour]
@@ -104,7 +105,9 @@ class Skeleton:
         if given.ndim != 3 or given.shape[2] != 3 or given.shape[1] not in counts:
             wanted = " or ".join(f"(N, {count}, 3)" for count in sorted(counts))
             raise ValueError(f"keypoints of a {self.name} have shape {given.shape}, expected {wanted}")
-        given[~np.isfinite(given).all(axis=2)] = 0
+        finite = np.isfinite(given)
+        if not finite.all():
+            given[~finite.all(axis=2)] = 0
         if given.shape[1] == self.joints:
             return given
         joints = given[:, self._first_keypoints]
@@ -170,26 +173,28 @@ def _draw(picture: NDArray[np.uint8], skeleton: Skeleton, joints: NDArray[np.flo
     # Truncated toward zero, as MMPose does.
     pixels = np.where(visible[:, :, None], joints[:, :, :2], 0).astype(np.int64)
     inside = visible & ((pixels > 0) & (pixels < (width, height))).all(axis=2)
-    limbs, drawn = pixels[:, skeleton.ends].tolist(), inside[:, skeleton.ends].all(axis=2).tolist()
+    limbs: list[list[tuple[Pixel, Pixel]]] = pixels[:, skeleton.ends].tolist()
+    drawn: list[list[bool]] = (inside[:, skeleton.ends[:, 0]] & inside[:, skeleton.ends[:, 1]]).tolist()
     for index, (seen, places) in enumerate(zip(visible.tolist(), pixels.tolist(), strict=True)):
-        for (start, end), both, (_, _, fill) in zip(limbs[index], drawn[index], skeleton.limbs, strict=True):
-            if not both:
-                continue
-            if skeleton.tapered:
-                _blend_limb(picture, *start, *end, fill, skeleton.width // 2)
-            else:
+        for (_, _, fill), (start, end), both in zip(skeleton.limbs, limbs[index], drawn[index], strict=True):
+            if both and skeleton.tapered:
+                _blend_limb(picture, start, end, fill, skeleton.width // 2)
+            elif both:
                 line(picture, start, end, fill, skeleton.width)
         for place, shown, fill in zip(places, seen, skeleton.joint_colours, strict=True):
             if shown:
                 circle(picture, place, skeleton.radius, fill, FILLED)
 
 
-def _blend_limb(picture: NDArray[np.uint8], ax: int, ay: int, bx: int, by: int, fill: Colour, half_width: int) -> None:
+def _blend_limb(picture: NDArray[np.uint8], start: Pixel, end: Pixel, fill: Colour, half_width: int) -> None:
     """Blends one filled ellipse between two joints into the rectangle of the picture that it covers."""
+    (ax, ay), (bx, by) = start, end
     dx, dy = ax - bx, ay - by
     if -MAX_REMEMBERED <= dx <= MAX_REMEMBERED and -MAX_REMEMBERED <= dy <= MAX_REMEMBERED:
         x, y = (ax + bx) // 2, (ay + by) // 2
-        mask, left, top, width, height = _limb_masks(dx, dy, half_width)[(x & 1) + 2 * (y & 1)]
+        mask, left, top, width, height, uneven = _limb_mask(dx, dy, half_width, 0, 0)
+        if uneven and (x & 1 or y & 1):
+            mask, left, top, width, height, _ = _limb_mask(dx, dy, half_width, x & 1, y & 1)
         left, top = left + x, top + y
         right, bottom = left + width, top + height
         if left >= 0 and top >= 0 and right <= picture.shape[1] and bottom <= picture.shape[0]:
@@ -197,14 +202,14 @@ def _blend_limb(picture: NDArray[np.uint8], ax: int, ay: int, bx: int, by: int, 
             solid = _solid(fill, half_width)[:height, :width]
             copyTo(addWeighted(part, 1 - LIMB_OPACITY, solid, LIMB_OPACITY, 0), mask, part)
             return
-    _blend_any_limb(picture, (ax, ay), (bx, by), fill, half_width)
+    _blend_any_limb(picture, start, end, fill, half_width)
 
 
-def _blend_any_limb(picture: NDArray[np.uint8], a: Pixel, b: Pixel, fill: Colour, half_width: int) -> None:
+def _blend_any_limb(picture: NDArray[np.uint8], start: Pixel, end: Pixel, fill: Colour, half_width: int) -> None:
     """As `_blend_limb`, for long limbs and for those that the edge of the picture cuts: OpenCV draws the outline of a
     cut ellipse a little differently.
     """
-    (ax, ay), (bx, by) = a, b
+    (ax, ay), (bx, by) = start, end
     # The angle is cut to whole degrees, which moves the ends of a long limb sideways by up to a 57th of its half.
     margin = half_width + 2 + max(abs(ax - bx), abs(ay - by)) // 50
     # Even offsets keep OpenCV's rounding of half pixels to even the same as in the whole picture.
@@ -218,35 +223,28 @@ def _blend_any_limb(picture: NDArray[np.uint8], a: Pixel, b: Pixel, fill: Colour
 def _ellipse(centre: Pixel, dx: int, dy: int, half_width: int) -> tuple[NDArray[np.int32], int]:
     """Outline of a limb between joints that are (dx, dy) apart, and its angle in whole degrees."""
     angle = int(degrees(atan2(dy, dx)))
-    return ellipse2Poly(centre, (int(hypot(dx, dy) / 2), half_width), angle, 0, 360, 1), angle  # type: ignore[return-value]
+    outline: Any = ellipse2Poly(centre, (int(hypot(dx, dy) / 2), half_width), angle, 0, 360, 1)
+    return outline, angle
 
 
-LimbMask = tuple[NDArray[np.uint8], int, int, int, int]
-"""Mask, its left and top from the middle of the limb, its width and height."""
+LimbMask = tuple[NDArray[np.uint8], int, int, int, int, bool]
+"""Mask, its left and top from the middle of the limb, its width and height, and whether a limb with its middle at odd
+x or y has another mask."""
 
 
 @lru_cache(maxsize=8192)
-def _limb_masks(dx: int, dy: int, half_width: int) -> tuple[LimbMask, LimbMask, LimbMask, LimbMask]:
-    """Masks of the pixels of a limb, for middles at even and odd x, and the same for odd y.
+def _limb_mask(dx: int, dy: int, half_width: int, odd_x: int, odd_y: int) -> LimbMask:
+    """The pixels of a limb that has its middle at even or odd x and y.
 
     OpenCV rounds half pixels to even, so the outline depends on where the middle lies; but corners fall on half pixels
     only at multiples of 30 degrees (tested for all lengths that are remembered).
     """
-    even, angle = _limb_mask(dx, dy, half_width, 0, 0)
-    if angle % 30:
-        return even, even, even, even
-    odd_x, odd_y, odd = (_limb_mask(dx, dy, half_width, x, y)[0] for x, y in ((1, 0), (0, 1), (1, 1)))
-    return even, odd_x, odd_y, odd
-
-
-def _limb_mask(dx: int, dy: int, half_width: int, odd_x: int, odd_y: int) -> tuple[LimbMask, int]:
-    """The mask for a middle at even or odd x and y, and the limb's angle in whole degrees."""
     reach = max(abs(dx), abs(dy)) // 100 + half_width + 4
-    x, y = (abs(dx) // 2 + reach & ~1) + odd_x, (abs(dy) // 2 + reach & ~1) + odd_y
+    x, y = ((abs(dx) // 2 + reach) & ~1) + odd_x, ((abs(dy) // 2 + reach) & ~1) + odd_y
     outline, angle = _ellipse((x, y), dx, dy, half_width)
     left, top, width, height = boundingRect(outline)
     filled = fillConvexPoly(np.zeros((top + height, left + width), dtype=np.uint8), outline, (255,))
-    return (filled[top:, left:], left - x, top - y, width, height), angle  # type: ignore[return-value]
+    return filled[top:, left:], left - x, top - y, width, height, angle % 30 == 0
 
 
 @lru_cache(maxsize=64)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from uvd.renderers.derived import DERIVED, Derived, DeriveSettings
 from uvd.renderers.estimators.base import Estimator, View
@@ -34,6 +34,18 @@ class PhotoConfig(SourceConfig):
     estimate: EstimateConfig = EstimateConfig()
     """Pictures made by networks."""
     max_pixels: int = Field(MAX_PIXELS, ge=1)
+
+    @property
+    def gives_people(self) -> bool:
+        """Whether annotations may say where people are."""
+        return False
+
+    @model_validator(mode="after")
+    def _boxes_that_are_given(self) -> Self:
+        pose = self.estimate.pose
+        if pose is not None and pose.backend == "mmpose" and pose.boxes == "given" and not self.gives_people:
+            raise ValueError("estimate.pose.boxes is given, and no annotation of this source gives boxes of people")
+        return self
 
     @property
     def scale_to(self) -> int | None:

@@ -245,5 +245,5 @@ def _sheet(rows: list[tuple[str, list[NDArray[np.uint8]]]]) -> NDArray[np.uint8]
 
 def _save_small(sheet: NDArray[np.uint8], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    reduced = Image.fromarray(sheet).quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    reduced = Image.fromarray(sheet).quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     reduced.save(path, format="PNG", optimize=True)

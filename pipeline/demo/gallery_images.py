@@ -17,7 +17,7 @@ import numpy as np
 from uvd.pipeline.demo import published_images as forms
 from uvd.pipeline.demo.inputs import GRADIO, PHOTOS, SKIMAGE, SKLEARN
 from uvd.pipeline.demo.published_images import Scene
-from uvd.pipeline.demo.scenes import annotated_scenes, pose_folder
+from uvd.pipeline.demo.scenes import annotated_scenes
 from uvd.renderers.derived import DERIVED
 from uvd.renderers.normals import normals_from_depth
 from uvd.sequences.seeds import Seeds
@@ -144,7 +144,7 @@ def configs(inputs: Path, cache: Path) -> Iterator[SourceConfig]:
             folder = inputs / ("people" if sheet.people else "photos")
             content |= {"input": folder, **sheet.settings}
             if sheet.people:
-                content["estimate"]["pose"]["model_dir"] = pose_folder(cache)
+                content["estimate"]["pose"]["model_dir"] = cache
             yield ImagesConfig.model_validate(content)
             continue
         root = inputs / (sheet.folder or sheet.kind)

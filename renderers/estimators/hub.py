@@ -6,6 +6,7 @@ is run from a repository, and weights that are pickles are refused.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from uvd.renderers.estimators.base import EstimatorFilesError
 
 PATTERNS = ("*.safetensors", "*.json", "merges.txt")
 """Names of files that decide what a network predicts; merges.txt is part of OneFormer's tokenizer."""
+
+INDEX = "model.safetensors.index.json"
+"""Says which weight is in which file, where there are several."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -41,7 +45,7 @@ def snapshot(model_id: str) -> Path:
         EstimatorFilesError: if they are not in the cache and the hub does not give them, or something is missing.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HTTPError
 
     try:
         folder = Path(snapshot_download(model_id, allow_patterns=list(PATTERNS), local_files_only=True))
@@ -52,8 +56,8 @@ def snapshot(model_id: str) -> Path:
         return folder
     try:
         folder = Path(snapshot_download(model_id, allow_patterns=list(PATTERNS)))
-    # What the hub refuses is an OSError or an HfHubHTTPError; without network it is one of the HTTP client's errors.
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError, *_network_errors()) as error:
+    # An OSError if the hub refuses, a ValueError for a name that cannot be one, an HTTPError if the network breaks off.
+    except (OSError, ValueError, HTTPError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EstimatorFilesError(
             f"{model_id} is no folder, is not in the local Hugging Face cache and cannot be fetched: {reason}"
@@ -67,14 +71,6 @@ def deciding_files(folder: Path) -> list[Path]:
     return sorted(path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file())
 
 
-def _network_errors() -> tuple[type[Exception], ...]:
-    try:
-        import httpx
-    except ImportError:
-        return ()
-    return (httpx.HTTPError,)
-
-
 def check_folder(folder: Path) -> None:
     """
     Raises:
@@ -84,7 +80,13 @@ def check_folder(folder: Path) -> None:
         raise EstimatorFilesError(f"{folder} has no config.json, so it is no network in Hugging Face's form")
     if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
         raise EstimatorFilesError(f"{folder} has no preprocessor_config.json, which says how pixels are scaled")
-    if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+    if (folder / "model.safetensors").is_file():
+        return
+    if (folder / INDEX).is_file():
+        shards = set(shards_of(folder).values())
+        missing = sorted(name for name in shards if not (folder / name).is_file())
+        if missing:
+            raise EstimatorFilesError(f"{folder} has no {missing[0]}, which {INDEX} names")
         return
     pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
     if pickles:
@@ -93,3 +95,20 @@ def check_folder(folder: Path) -> None:
             "convert it to model.safetensors"
         )
     raise EstimatorFilesError(f"{folder} has no model.safetensors")
+
+
+def shards_of(folder: Path) -> dict[str, str]:
+    """Weight → name of the file that holds it, as the index says.
+
+    Raises:
+        EstimatorFilesError: for an index that cannot be read, or names anything but safetensors in this folder.
+    """
+    try:
+        places = json.loads((folder / INDEX).read_bytes())["weight_map"]
+        names = {str(weight): str(name) for weight, name in places.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise EstimatorFilesError(f"{folder / INDEX} cannot be read: {error}") from error
+    for name in names.values():
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise EstimatorFilesError(f"{folder / INDEX} names {name!r}, which is no safetensors file beside it")
+    return names

@@ -7,7 +7,6 @@ towards the viewer. They are turned to the axes of `uvd.renderers.normals`, in w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from transformers import DPTForDepthEstimation
 from uvd.renderers.estimators.base import Estimates, Estimator, EstimatorFilesError, View
 from uvd.renderers.estimators.batches import resized
 from uvd.renderers.estimators.config import NormalsSettings
-from uvd.renderers.estimators.hub import folder_of
+from uvd.renderers.estimators.hub import folder_of, shards_of
 from uvd.renderers.estimators.pretrained import Pretrained, check_family
 from uvd.renderers.normals import render_normals
 
@@ -88,12 +87,10 @@ class NormalsEstimator(Estimator):
 
 def _channels(folder: Path) -> int:
     """How many channels the weights' last convolution has, read from the files' headers."""
+    whole = "model.safetensors"
     try:
-        index = folder / "model.safetensors.index.json"
-        names = {LAST: "model.safetensors"}
-        if not (folder / names[LAST]).is_file():
-            names = json.loads(index.read_text())["weight_map"]
-        with safe_open(folder / Path(names[LAST]).name, framework="pt") as tensors:
+        name = whole if (folder / whole).is_file() else shards_of(folder)[LAST]
+        with safe_open(folder / name, framework="pt") as tensors:
             return int(tensors.get_slice(LAST).get_shape()[0])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise EstimatorFilesError(f"{folder} has no readable weight {LAST}, the last of a DPT: {error}") from error

@@ -91,7 +91,8 @@ class SegmentationEstimator(Estimator):
         return {"segmentation": paint(scores.argmax(dim=0).cpu().numpy() + 1)}
 
     def _segments(self, answer: tuple[torch.Tensor, ...]) -> Estimates:
-        segments = panoptic_segments(*answer, self._stuff).cpu().numpy()
+        classes, masks = answer
+        segments = panoptic_segments(classes, masks, self._stuff).cpu().numpy()
         return {"segmentation": paint(by_size(segments))} if segments.any() else {}
 
 

@@ -94,6 +94,10 @@ class AnnotatedConfig(PhotoConfig):
         return self
 
     @property
+    def gives_people(self) -> bool:
+        return self.kind in ("coco", "voc")
+
+    @property
     def reader(self) -> str:
         """The reader of this kind: the forms of `files` share one."""
         return "files" if self.kind in PRESETS else self.kind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,6 +31,15 @@ from uvd.sequences.errors import DeviceError
 BATCH = 2
 DEPTH = ("dpt", "depth_anything", "zoedepth", "zoedepth_voting")
 SEMANTIC = ("segformer", "upernet", "dpt_semantic", "mask2former", "maskformer", "oneformer")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small only wait for each other's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +69,7 @@ def open_any(name: str, folder: Path) -> Estimator:
     if name == "omnidata":
         return NormalsEstimator(NormalsSettings(model=str(folder)), "cpu", BATCH)
     if name in SEMANTIC:
-        return segmentation(folder, "panoptic" if name in ("maskformer", "oneformer") else "semantic")
+        return segmentation(folder, "panoptic" if name == "oneformer" else "semantic")
     return depth(folder, normals=True)
 
 
@@ -76,19 +85,44 @@ def photos(side: int, count: int) -> list[View]:
 
 
 @pytest.mark.parametrize("name", [*DEPTH, "omnidata", *SEMANTIC])
-def test_a_photos_pictures_do_not_depend_on_its_neighbours(name: str, saved: Callable[[str], Path]) -> None:
+def test_a_photos_answer_does_not_depend_on_its_neighbours(name: str, saved: Callable[[str], Path]) -> None:
     estimator = open_any(name, saved(name))
     views = photos(estimator.side, BATCH + 1)
-    together = estimator.estimate(views)
-    for view, expected in ((views[1], together[1]), (views[BATCH], together[BATCH])):
-        (alone,) = estimator.estimate([view])
-        assert alone.keys() == expected.keys()
-        assert set(alone) <= set(estimator.roles)
-        for role, picture in alone.items():
-            assert (picture.shape, picture.dtype) == ((256, 256, 3), np.uint8)
-            np.testing.assert_array_equal(picture, expected[role])
+    together = list(estimator._network(views))
+    assert len(together) == BATCH + 1
+    for number in (1, BATCH):
+        (alone,) = estimator._network([views[number]])
+        assert all(torch.equal(*pair) for pair in zip(alone, together[number], strict=True))
     # Otherwise the network sees nothing, and the comparison above means nothing.
-    assert len({picture.tobytes() for found in together for picture in found.values()}) > 1
+    assert not torch.equal(together[0][-1], together[1][-1])
+
+
+def test_a_photo_alone_decides_between_indoors_and_outdoors(own: Callable[[str], Path]) -> None:
+    """ZoeDepth with two heads sums the votes of a batch; here two photos would be outvoted by each other."""
+    folder = own("zoedepth_voting")
+    estimator = depth(folder)
+    views = photos(estimator.side, 2)
+    with torch.no_grad():
+        pixels = estimator._network.pixels(torch.from_numpy(np.stack([view.pixels for view in views])))
+        votes = estimator._network.model(pixels).domain_logits
+    lead = votes[:, 0] - votes[:, 1]
+    assert lead[0] != lead[1]
+    change(folder, lambda weights: weights["metric_head.mlp_classifier.2.bias"][0].sub_(lead.mean()))
+    estimator = depth(folder)
+    for view, (together,) in zip(views, estimator._network(views), strict=True):
+        ((alone,),) = estimator._network([view])
+        assert torch.equal(alone, together)
+
+
+@pytest.mark.parametrize("name", ["depth_anything", "omnidata", "upernet", "mask2former", "oneformer"])
+def test_pictures_are_drawn_for_each_role(name: str, saved: Callable[[str], Path]) -> None:
+    estimator = open_any(name, saved(name))
+    found = estimator.estimate(photos(estimator.side, BATCH + 1))
+    assert len(found) == BATCH + 1
+    for pictures in found:
+        assert tuple(pictures) in ((estimator.roles, ()) if name == "oneformer" else (estimator.roles,))
+        assert {(picture.shape, picture.dtype.name) for picture in pictures.values()} <= {((256, 256, 3), "uint8")}
+    assert len({picture.tobytes() for pictures in found for picture in pictures.values()}) > 1
 
 
 @pytest.mark.parametrize("name", ["dpt", "segformer", "zoedepth"])
@@ -275,6 +309,28 @@ def test_incomplete_folders_are_refused(own: Callable[[str], Path], tmp_path: Pa
     (folder / "kept").replace(folder / "preprocessor_config.json")
     (folder / "config.json").write_text("[]")
     refused(lambda: depth(folder), "dpt: ")
+
+
+def test_weights_in_several_files_are_read_and_checked(own: Callable[[str], Path]) -> None:
+    folder = own("omnidata")
+    settings = NormalsSettings(model=str(folder))
+    (expected,) = NormalsEstimator(settings, "cpu", 1).estimate(photos(SIDE, 1))
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    places = {name: f"model-{number % 2}.safetensors" for number, name in enumerate(weights)}
+    for file in set(places.values()):
+        save_file({name: weights[name] for name in places if places[name] == file}, folder / file, {"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (found,) = NormalsEstimator(settings, "cpu", 1).estimate(photos(SIDE, 1))
+    np.testing.assert_array_equal(found["normals"], expected["normals"])
+    for name in ("pytorch_model.bin", "../model-0.safetensors", "/etc/model.safetensors"):
+        index.write_text(json.dumps({"weight_map": {**places, "head.head.4.bias": name}}))
+        refused(lambda: hub.check_folder(folder), "which is no safetensors file beside it")
+    index.write_text(json.dumps({"weight_map": {**places, "head.head.4.bias": "model-2.safetensors"}}))
+    refused(lambda: hub.check_folder(folder), "has no model-2.safetensors")
+    index.write_text("[" * 100_000)
+    refused(lambda: hub.check_folder(folder), "cannot be read")
 
 
 def test_networks_for_something_else_are_refused(own: Callable[[str], Path], saved: Callable[[str], Path]) -> None:

@@ -51,9 +51,9 @@ def test_a_sphere_has_the_depth_and_normals_of_ray_casting() -> None:
     for camera, depth, normal in zip(CAMERAS, depths, normals, strict=True):
         exact_depth, exact_normal = cast_at_sphere(camera)
         assert (depth > 0).sum() == pytest.approx((exact_depth > 0).sum(), rel=0.005)
-        inner = (exact_normal[..., 2] > 0.3) & (depth > 0)
+        inner = (exact_normal[..., 2] > 0.6) & (depth > 0)  # the ball has facets, which show at its rim
         assert inner.sum() > 5000
-        assert np.abs(depth - exact_depth)[inner].max() < 1e-3
+        assert np.abs(depth - exact_depth)[inner].max() < 5e-4
         cosine = (normal * exact_normal).sum(axis=-1)[inner]
         assert np.degrees(np.arccos(np.clip(cosine, -1, 1))).max() < 1.0
         lengths = np.linalg.norm(normal, axis=-1)
@@ -80,7 +80,7 @@ def test_maps_agree_and_follow_the_conventions() -> None:
     assert ((depth > 0).all(axis=-1) == seen).all()
     assert ((normals > 0).any(axis=-1) == seen).all()
     assert (covered & seen).sum() / (covered | seen).sum() > 0.98
-    for number in range(len(CAMERAS)):
+    for number in (1, 2):  # in the first view one face is seen, all of it at one distance
         distances = maps(views)[0][number]
         nearest = np.unravel_index(np.where(distances > 0, distances, np.inf).argmin(), distances.shape)
         assert (depth[number][nearest] == 255).all()
@@ -90,8 +90,8 @@ def test_maps_agree_and_follow_the_conventions() -> None:
 def test_normals_turn_with_the_camera() -> None:
     flat = trimesh.creation.box(extents=(1, 1, 1))
     _, normals = maps(draw(flat, [Camera(30, 0, 1.8), Camera(0, 40, 1.8)]))
-    faces = {tuple(value) for value in normals[0].reshape(-1, 3).round(3)} - {(0.0, 0.0, 0.0)}
-    sine, cosine = np.sin(np.radians(30)), np.cos(np.radians(30))
+    faces = {tuple(value) for value in normals[0].reshape(-1, 3).astype(float).round(3)} - {(0.0, 0.0, 0.0)}
+    sine, cosine = float(np.sin(np.radians(30))), float(np.cos(np.radians(30)))
     assert faces == {(round(-sine, 3), 0.0, round(cosine, 3)), (round(cosine, 3), 0.0, round(sine, 3))}
     upper = normals[1][normals[1][..., 1] > 0]
     assert upper[:, 1].max() == pytest.approx(np.cos(np.radians(40)), abs=1e-3)
