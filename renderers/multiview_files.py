@@ -1,27 +1,30 @@
-"""Reads a 3D file that nobody vouches for: checks before parsing, and references that cannot leave the folder.
+"""Reads a 3D file that nobody vouches for: checks before parsing, and references that cannot leave the folder or zip.
 
 glTF 2.0 headers are checked against the file (lengths, JSON size, a node forest without cycles, how much the accessors
-ask for); every referenced file goes through `ConfinedResolver`, which fetches nothing and reads nothing outside the
-object's folder. Meant to run in a child process all the same: parsers of mesh formats crash and hang.
+ask for); every referenced file goes through a resolver that fetches nothing and reads nothing outside the object's own
+place. Meant to run in a child process all the same: parsers of mesh formats crash and hang.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import struct
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import trimesh
-from trimesh.resolvers import Resolver
 
 from uvd.renderers import multiview_gltf
+from uvd.renderers.multiview_archives import open_archive
+from uvd.renderers.multiview_references import ConfinedResolver, References, is_external
 from uvd.sequences.reject import Reason, RejectedInput
 
 FORMATS = (".glb", ".gltf", ".obj", ".ply", ".stl")
+ARCHIVE = ".zip"
+"""One object of these formats, with its other files."""
 
 MAX_JSON_BYTES = 32 << 20
 MAX_ACCESSOR_BYTES = 1 << 30
@@ -34,88 +37,61 @@ UNREADABLE_EXTENSIONS = ("KHR_draco_mesh_compression", "EXT_meshopt_compression"
 """glTF extensions that change how geometry is stored; without a decoder the object would come out wrong, not plain."""
 
 
-class ConfinedResolver(Resolver):
-    """Gives trimesh the files that an object refers to, from its own folder and below, up to a number of bytes.
+@dataclass(frozen=True, slots=True)
+class ObjectFile:
+    """An object that was read but not parsed yet.
 
-    trimesh carries on without a material that it could not get, so a refusal is also kept in `refusal`.
+    Attributes:
+        format: one of `FORMATS`.
+        data: the bytes of its file.
+        references: where the files that it refers to come from.
     """
 
-    def __init__(self, folder: Path, max_bytes: int, subfolder: str = "") -> None:
-        self.folder = folder.resolve()
-        self.subfolder = subfolder
-        self.bytes_left = max_bytes
-        self.refusal: RejectedInput | None = None
-
-    def get(self, key: str) -> bytes:
-        """The bytes of `key`.
-
-        Raises:
-            RejectedInput: `EXTERNAL_REFERENCE` or `TOO_LARGE`.
-            FileNotFoundError: when there is no such file.
-        """
-        path = self._path(key)
-        if not path.is_file():
-            raise FileNotFoundError(key)
-        size = path.stat().st_size
-        if size > self.bytes_left:
-            raise self._refuse(Reason.TOO_LARGE, f"{key!r} has {size} bytes, {self.bytes_left} are left")
-        self.bytes_left -= size
-        return path.read_bytes()
-
-    def _path(self, key: str) -> Path:
-        name = key.strip().replace("\\", "/")
-        if name.startswith("-"):  # options of MTL's texture lines come before the file name
-            name = name.split()[-1]
-        if is_external(name):
-            raise self._refuse(Reason.EXTERNAL_REFERENCE, repr(key))
-        base = self.folder / self.subfolder
-        for candidate in (base / name, base / unquote(name)):
-            path = candidate.resolve()
-            if not path.is_relative_to(self.folder):
-                raise self._refuse(Reason.EXTERNAL_REFERENCE, repr(key))
-            if path.is_file():
-                return path
-        return base / name
-
-    def _refuse(self, reason: Reason, detail: str) -> RejectedInput:
-        self.refusal = self.refusal or RejectedInput(reason, detail[:300])
-        return self.refusal
-
-    def namespaced(self, namespace: str) -> ConfinedResolver:
-        return ConfinedResolver(self.folder, self.bytes_left, namespace)
-
-    def keys(self) -> Iterator[str]:
-        return iter(())
-
-    def write(self, name: str, data: Any) -> None:
-        raise PermissionError(f"{name!r}: nothing is written")
-
-
-def is_external(uri: str) -> bool:
-    """Whether a reference points away from the object's folder: a scheme, a drive, an absolute path, or `..`."""
-    parts = urlsplit(uri.replace("\\", "/")) if "[" not in uri else None
-    if parts is not None and (parts.scheme or parts.netloc):
-        return True
-    path = unquote(uri).replace("\\", "/")
-    return path.startswith(("/", "~")) or ".." in path.split("/") or path[1:2] == ":" or "\0" in path
+    format: str
+    data: bytes
+    references: References
 
 
 def load_object(path: Path, max_bytes: int) -> trimesh.Scene:
-    """Parses one file, with the files that it refers to.
+    """`parse_object(open_object(path, max_bytes))`."""
+    return parse_object(open_object(path, max_bytes))
+
+
+def open_object(path: Path, max_bytes: int, sha256: str | None = None) -> ObjectFile:
+    """Reads an object's file, from a zip if it is one.
+
+    Args:
+        max_bytes: of the file with all that it refers to; for a zip, of the zip and of what is unpacked from it.
+        sha256: what the file's hash must be, in lower-case hex.
 
     Raises:
-        RejectedInput: `MISSING`, `TOO_LARGE`, `TRUNCATED`, `EXTERNAL_REFERENCE`, `TOO_COMPLEX`, `NO_FACES` or `NOT_3D`.
+        RejectedInput: `MISSING`, `UNREADABLE`, `TOO_LARGE`, `HASH_MISMATCH` or `NOT_3D`; of zips, see `open_archive`.
     """
-    kind = path.suffix.lower()
-    if kind not in FORMATS:
-        raise RejectedInput(Reason.NOT_3D, f"{kind or 'no suffix'} is none of {', '.join(FORMATS)}")
+    suffix = path.suffix.lower()
+    if suffix not in (*FORMATS, ARCHIVE):
+        raise RejectedInput(Reason.NOT_3D, f"{suffix or 'no suffix'} is none of {', '.join((*FORMATS, ARCHIVE))}")
     data = _read(path, max_bytes)
-    resolver = ConfinedResolver(path.parent, max_bytes - len(data))
+    if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256:
+        raise RejectedInput(Reason.HASH_MISMATCH, f"{found}, listed as {sha256}")
+    if suffix != ARCHIVE:
+        return ObjectFile(suffix, data, ConfinedResolver(path.parent, max_bytes - len(data)))
+    name, data, members = open_archive(data, max_bytes, FORMATS)
+    return ObjectFile(Path(name).suffix.lower(), data, members)
+
+
+def parse_object(file: ObjectFile) -> trimesh.Scene:
+    """Parses an object, with the files that it refers to.
+
+    Raises:
+        RejectedInput: `MISSING`, `TOO_LARGE`, `TRUNCATED`, `UNREADABLE`, `EXTERNAL_REFERENCE`, `TOO_COMPLEX`,
+            `NO_FACES` or `NOT_3D`.
+    """
+    data, resolver = file.data, file.references
     additions = None
-    if kind in (".glb", ".gltf"):
-        data, additions = prepare_gltf(data, binary=kind == ".glb")
+    if file.format in (".glb", ".gltf"):
+        data, additions = prepare_gltf(data, binary=file.format == ".glb")
     try:
-        scene = trimesh.load_scene(io.BytesIO(data), file_type=kind[1:], resolver=resolver, process=False)
+        scene = trimesh.load_scene(io.BytesIO(data), file_type=file.format[1:], resolver=resolver, process=False)
         if additions is not None:
             multiview_gltf.apply(scene, additions)
     except RejectedInput:
@@ -155,7 +131,7 @@ def prepare_gltf(data: bytes, binary: bool) -> tuple[bytes, list[list[multiview_
         The file, rewritten where trimesh would read it in another way than it is meant, and what is then left to do.
 
     Raises:
-        RejectedInput: see `load_object`.
+        RejectedInput: see `parse_object`.
     """
     text = _json_chunk(data) if binary else data
     if len(text) > MAX_JSON_BYTES:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from uvd.renderers.multiview import Camera, ObjectViews, render_object
-from uvd.renderers.multiview_files import load_object
+from uvd.renderers.multiview_files import open_object, parse_object
 from uvd.renderers.multiview_maps import role_pictures
 from uvd.sequences.reject import Reason, RejectedInput
 
@@ -36,7 +36,8 @@ def render_file(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[A
     Args:
         request: `path`, `max_bytes`, `max_faces`, `size`, `background` (three of 0..255), `up` (`auto`, `y`, `z`) and
             `cameras` (a list of [azimuth, elevation, radius, field of view]). Optional: `roles`, of `view`, `depth`,
-            `normals` and `mask` (default `["view"]`); `too_many_faces`, `reject` (default) or `simplify`.
+            `normals` and `mask` (default `["view"]`); `too_many_faces`, `reject` (default) or `simplify`;
+            `sha256` of the file, in hex.
 
     Returns:
         `{"coverage": mean share of the views that is covered}` and one `(N, size, size, 3)` uint8 for each role, in the
@@ -45,20 +46,19 @@ def render_file(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[A
     Raises:
         RejectedInput: with the reason why there are no views.
     """
-    path = Path(request["path"])
-    suffix = path.suffix.lower()
+    file = open_object(Path(request["path"]), request["max_bytes"], request.get("sha256"))
     up = request["up"]
     if up == "auto":  # STL comes from CAD and printing, where +Z is up; glTF says +Y, OBJ and PLY mostly follow
-        up = "z" if suffix == ".stl" else "y"
+        up = "z" if file.format == ".stl" else "y"
     red, green, blue = request["background"]
     roles = request.get("roles", ["view"])
     views = render_object(
-        load_object(path, request["max_bytes"]),
+        parse_object(file),
         [Camera(*numbers) for numbers in request["cameras"]],
         size=request["size"],
         background=(red, green, blue),
         up=up,
-        linear_colors=suffix in (".glb", ".gltf"),
+        linear_colors=file.format in (".glb", ".gltf"),
         max_faces=request["max_faces"],
         too_many_faces=request.get("too_many_faces", "reject"),
         geometry=any(role != "view" for role in roles),

@@ -206,9 +206,7 @@ def _blend_limb(picture: NDArray[np.uint8], start: Pixel, end: Pixel, fill: Colo
 
 
 def _blend_any_limb(picture: NDArray[np.uint8], start: Pixel, end: Pixel, fill: Colour, half_width: int) -> None:
-    """As `_blend_limb`, for long limbs and for those that the edge of the picture cuts: OpenCV draws the outline of a
-    cut ellipse a little differently.
-    """
+    """As `_blend_limb`, for long limbs and for those that the edge of the picture cuts."""
     (ax, ay), (bx, by) = start, end
     # The angle is cut to whole degrees, which moves the ends of a long limb sideways by up to a 57th of its half.
     margin = half_width + 2 + max(abs(ax - bx), abs(ay - by)) // 50

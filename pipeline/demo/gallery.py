@@ -29,7 +29,7 @@ from uvd.manifests.image_shard import read_sequence
 from uvd.manifests.sheet import contact_sheet, save_png
 from uvd.manifests.stats import query
 from uvd.pipeline.demo import gallery_images, published_forms
-from uvd.pipeline.demo.packages import fetch_packages
+from uvd.pipeline.demo.packages import HED, fetch_packages
 from uvd.pipeline.demo.scenes import CLIP
 from uvd.pipeline.ingest import ingest
 from uvd.pipeline.ray_runtime import ray_runtime
@@ -129,6 +129,7 @@ def draw_gallery(dataset: Dataset, out: Path) -> Path:
 
 def draw_images(cache: Path, out: Path) -> None:
     """Draws a sheet for each type of annotation of images: the longest sequence of it."""
+    fetch_packages(Console(stderr=True), cache, [HED])
     with tempfile.TemporaryDirectory(prefix="uvd-gallery-") as folder:
         gallery_images.lay_out(Path(folder) / "inputs", cache)
         dataset = _ingest(Path(folder), gallery_images.configs(Path(folder) / "inputs", cache))

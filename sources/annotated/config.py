@@ -91,7 +91,17 @@ class AnnotatedConfig(PhotoConfig):
         for name in ("render", "derive"):
             if len(set(getattr(self, name))) != len(getattr(self, name)):
                 raise ValueError(f"{name} names something twice")
+        if twice := set(self.estimate.roles) & self.annotated_roles:
+            raise ValueError(f"{min(twice)} is annotated and would be estimated too: leave one of them out")
         return self
+
+    @property
+    def annotated_roles(self) -> set[str]:
+        """Roles that the annotations may give."""
+        if self.reader == "files":
+            maps = PRESETS[self.kind].maps if self.kind in PRESETS else self.maps
+            return set(self.roles or maps)
+        return {"panoptic": {"segmentation"}, "shards": set[str]()}.get(self.kind, set(self.render))
 
     @property
     def gives_people(self) -> bool:

@@ -107,7 +107,7 @@ def test_a_photo_alone_decides_between_indoors_and_outdoors(own: Callable[[str],
         votes = estimator._network.model(pixels).domain_logits
     lead = votes[:, 0] - votes[:, 1]
     assert lead[0] != lead[1]
-    change(folder, lambda weights: weights["metric_head.mlp_classifier.2.bias"][0].sub_(lead.mean()))
+    change(folder, lambda weights: weights["metric_head.mlp_classifier.linear2.bias"][0].sub_(lead.mean()))
     estimator = depth(folder)
     for view, (together,) in zip(views, estimator._network(views), strict=True):
         ((alone,),) = estimator._network([view])

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from tests_support import write_photo
 
 from uvd.pipeline.config import config_entry
 from uvd.renderers.estimators.base import Estimates, Estimator, EstimatorFilesError, View
 from uvd.sequences import Example, Reason, Reject, Seeds
 from uvd.sources import photos
+from uvd.sources.annotated.config import AnnotatedConfig
 from uvd.sources.images import ImagesConfig, ImagesSource
 
 
@@ -101,3 +103,13 @@ def test_the_fingerprint_follows_the_weights_and_not_their_place(tmp_path: Path)
     assert entry(tmp_path / "a.safetensors")["fingerprint"] != entry(tmp_path / "c.safetensors")["fingerprint"]
     with pytest.raises(EstimatorFilesError, match=r"no\.safetensors"):
         entry(tmp_path / "no.safetensors")
+
+
+def test_what_is_annotated_is_not_estimated_too(tmp_path: Path) -> None:
+    content = {"dataset": "d", "input": tmp_path, "annotations": [tmp_path / "a.json"], "estimate": {"pose": {}}}
+    with pytest.raises(ValidationError, match="pose is annotated and would be estimated too"):
+        AnnotatedConfig.model_validate(content)
+    assert AnnotatedConfig.model_validate({**content, "render": ["boxes"]}).estimate.roles == ("pose",)
+    pose = {"backend": "mmpose", "config": "c.py", "checkpoint": "c.pth", "boxes": "given"}
+    with pytest.raises(ValidationError, match="no annotation of this source gives boxes of people"):
+        ImagesConfig.model_validate({"dataset": "d", "input": tmp_path, "estimate": {"pose": pose}})
