@@ -3,8 +3,8 @@
 All read the same files and draw from the same cameras with one core. Seconds are those of the processor, all processes
 of a way together, loading included and the first start of a library not; so other work on the machine counts less. Slow
 ways draw some of the views, and their drawing counts as many times: with a new pyrender renderer a view, or with Cycles
-(three objects), every view has the same to do. Besides: one and two worker processes with a core each, by the clock, the
-best of all rounds; and how well the outlines agree with those of the others.
+(three objects), every view has the same to do. Besides: one and two worker processes with a core each, by the clock,
+the best of all rounds; and how well the outlines agree with those of the others.
 
     python -m uvd.benchmarks.multiview [--rounds 3]
 """

@@ -37,6 +37,12 @@ def backward(camera: Camera) -> NDArray[np.float64]:
     return np.array([np.cos(elevation) * np.sin(azimuth), np.sin(elevation), np.cos(elevation) * np.cos(azimuth)])
 
 
+def sphere_of(points: NDArray[np.floating]) -> tuple[NDArray[np.float64], float]:
+    """Middle of the bounding box of `(n, 3)` points, and the diameter of the sphere around it that holds them all."""
+    center = (points.min(axis=0) + points.max(axis=0)) / 2
+    return center.astype(np.float64), 2 * float(np.linalg.norm(points - center, axis=1).max())
+
+
 def pose(camera: Camera, center: NDArray[np.float64], diameter: float) -> NDArray[np.float64]:
     """`(4, 4)` camera to world, looking along -Z with +Y up."""
     back = backward(camera)
@@ -69,7 +75,7 @@ def load_pyrender(path: str) -> tuple[Any, NDArray[np.float64], float]:
         scene.add(pyrender.Mesh.from_trimesh(loaded.geometry[name]), pose=transform)
     for direction in LIGHTS:
         scene.add(pyrender.DirectionalLight(intensity=2.5), pose=looking_from(direction))
-    return scene, loaded.bounds.mean(axis=0), float(np.linalg.norm(loaded.extents))
+    return scene, *sphere_of(loaded.to_geometry().vertices)
 
 
 class Pyrender:
@@ -95,9 +101,14 @@ class Pyrender:
             lens.yfov = np.radians(camera[3])
             scene.set_pose(eye, pose(camera, center, diameter))
             renderer = self._kept or self._new()
-            pixels, _ = renderer.render(scene)
-            if self._kept is None:
-                renderer.delete()
+            try:
+                pixels, _ = renderer.render(scene)
+            except Exception:
+                self._kept = self._kept and self._new()
+                raise
+            finally:
+                if renderer is not self._kept:
+                    renderer.delete()
             yield pixels
 
 
@@ -117,12 +128,17 @@ class Pyvista:
         importer.SetRenderWindow(plotter.render_window)
         importer.Update()
         for direction in LIGHTS:
-            plotter.add_light(pyvista.Light(position=direction, light_type="scene light", intensity=0.7))
+            plotter.add_light(pyvista.Light(position=direction, light_type="scene light", intensity=0.45))
         return plotter
 
     def draw(self, loaded: Any, cameras: list[Camera]) -> Views:
-        bounds = np.reshape(loaded.renderer.ComputeVisiblePropBounds(), (3, 2))
-        center, diameter = bounds.mean(axis=1), float(np.linalg.norm(bounds[:, 1] - bounds[:, 0]))
+        import pyvista
+
+        actors = loaded.renderer.GetActors()
+        meshes = [
+            pyvista.wrap(actors.GetItemAsObject(i).GetMapper().GetInput()) for i in range(actors.GetNumberOfItems())
+        ]
+        center, diameter = sphere_of(np.concatenate([mesh.points for mesh in meshes]))
         for camera in cameras:
             loaded.camera.focal_point = center
             loaded.camera.position = center + camera[2] * diameter * backward(camera)
@@ -160,10 +176,8 @@ class Blender:
             lamp.data.energy = 2.5
             lamp.matrix_world = self._matrix(looking_from(direction))
             scene.collection.objects.link(lamp)
-        low, high = points.min(axis=0), points.max(axis=0)
-        middle = (low + high) / 2
         # Blender's +Z is up: (x, y, z) there is (x, z, -y) here.
-        return scene, np.array([middle[0], middle[2], -middle[1]]), float(np.linalg.norm(high - low))
+        return scene, *sphere_of(points[:, [0, 2, 1]] * (1, 1, -1))
 
     def _matrix(self, here: NDArray[np.float64]) -> Any:
         from mathutils import Matrix
@@ -203,7 +217,7 @@ def measure(way: Any, job: dict[str, Any], sheet: str) -> dict[str, Any]:
     cameras = [tuple(camera) for camera in job["cameras"]]
     result: dict[str, Any] = {"load": {}, "draw": {}, "failed": {}}
     pictures = {}
-    list(way.draw(way.load(job["objects"][0]), cameras[:1]))  # what a library does once is not measured
+    list(way.draw(way.load(job["warm_up"]), cameras[:1]))  # what a library does once is not measured
     for path in job["objects"]:
         start = time.process_time()
         try:
@@ -211,11 +225,11 @@ def measure(way: Any, job: dict[str, Any], sheet: str) -> dict[str, Any]:
             middle = time.process_time()
             views = list(way.draw(loaded, cameras))
         except Exception as error:  # noqa: BLE001 - whatever a library raises on an object is the finding
-            result["failed"][path] = f"{type(error).__name__}: {error}"[:200]
+            result["failed"][path] = f"{type(error).__name__}: {error}"[:120]
             continue
         result["load"][path], result["draw"][path] = middle - start, time.process_time() - middle
-        pictures[str(len(pictures))] = views[0][..., :3]
-    np.savez_compressed(sheet, **pictures)
+        pictures[path] = views[0][..., :3]
+    np.savez_compressed(sheet, *pictures.values())
     return result
 
 

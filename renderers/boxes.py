@@ -2,7 +2,8 @@
 
 Rules: larger boxes first, so that small ones stay visible; a box that leaves the picture is clipped and stays closed;
 one that lies outside it, has no area or is not finite is not drawn; any other box gets at least one pixel. Outlines
-grow inwards, so the drawn extent is the box. 10 boxes at 256x256 cost about 0.03 ms.
+grow inwards, so the drawn extent is the box. Boxes around crowds (COCO's `iscrowd`) are no objects: readers leave them
+out. 10 boxes over a photo of 256x256 cost about 0.08 ms.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from uvd.sequences.reject import RejectedInput
 from uvd.sources.base import NOT_DATA, Item, ItemSource, SourceConfig, SourceError, WorkUnit
 from uvd.sources.isolation import IsolatedProcess
 from uvd.sources.objaverse_inputs import ObjectInputs, identity_of
-from uvd.sources.objaverse_splits import COUNTS, SHARES, chosen
+from uvd.sources.objaverse_splits import chosen
 
 HANDLER = "uvd.renderers.multiview_worker:render_file"
 
@@ -50,7 +50,7 @@ class ObjaverseConfig(SourceConfig):
     """CSV, TSV, Parquet, JSON, JSON lines or text: takes what it names, by `uid` or by `path` within `input`."""
     patterns: tuple[str, ...] = ("*",)
     """Globs on the path within `input`; a file must match one, and have a suffix of a 3D format or `.zip`."""
-    split_counts: dict[Literal["train", "val", "test"], Count] = dict(COUNTS)
+    split_counts: dict[Literal["train", "val", "test"], Count] = {"train": 42_000, "test": 8_000}
     """Of a folder at most so many objects of each split are taken, by hash; `{}` takes all. Lists are taken whole."""
     shard_size: int = Field(200, ge=1, le=100_000)
     views: int = Field(VIEWS, ge=1, le=360)
@@ -73,7 +73,7 @@ class ObjaverseConfig(SourceConfig):
     timeout_s: float = Field(120.0, gt=0, json_schema_extra=NOT_DATA)
     memory_bytes: int = Field(4 << 30, ge=1 << 28, json_schema_extra=NOT_DATA)
     layouts: dict[str, float] = {"multiview": 1.0}
-    holdout: dict[Literal["val", "test"], float] = dict(SHARES)
+    holdout: dict[Literal["val", "test"], float] = {"test": 0.16}
 
     @model_validator(mode="after")
     def _ranges(self) -> ObjaverseConfig:
@@ -84,9 +84,7 @@ class ObjaverseConfig(SourceConfig):
         if not self.roles or len(set(self.roles)) < len(self.roles):
             raise ValueError(f"roles {list(self.roles)}: expected one or more, each once")
         if self.views * len(self.roles) > MAX_PICTURES:
-            raise ValueError(
-                f"{self.views} views of {len(self.roles)} roles are over {MAX_PICTURES} pictures an object"
-            )
+            raise ValueError(f"{self.views} views of {len(self.roles)} roles are over {MAX_PICTURES} pictures")
         return self
 
     @model_validator(mode="after")
@@ -128,14 +126,9 @@ class ObjaverseSource(ItemSource):
         found = list(inputs.items())
         taken = chosen(found, config.holdout, config.split_counts)
         if len(taken) < len(found):
-            logging.getLogger(__name__).warning(
-                "objaverse: %d of %d objects are taken, at most %s; with split_counts: {} all would be",
-                *(
-                    len(taken),
-                    len(found),
-                    ", ".join(f"{count} {split}" for split, count in config.split_counts.items()),
-                ),
-            )
+            limits = ", ".join(f"{count} {split}" for split, count in config.split_counts.items())
+            message = "objaverse: %d of %d objects are taken, at most %s; split_counts: {} takes all"
+            logging.getLogger(__name__).warning(message, len(taken), len(found), limits)
         yield from taken
 
     def read(self, unit: WorkUnit, seeds: Seeds) -> Iterator[Example | Reject]:
@@ -170,10 +163,8 @@ class ObjaverseSource(ItemSource):
         }
         with self.stages("render"):
             _, arrays = self._child().call(request)
-        expected = (config.views, IMAGE_SIZE, IMAGE_SIZE, 3)
-        if [array.shape for array in arrays] != [expected] * len(config.roles) or {a.dtype.str for a in arrays} != {
-            "|u1"
-        }:
+        expected = ((config.views, IMAGE_SIZE, IMAGE_SIZE, 3), "uint8")
+        if [(array.shape, array.dtype) for array in arrays] != [expected] * len(config.roles):
             raise RejectedInput(Reason.CRASHED, f"views of {[array.shape for array in arrays]}")
         split = item.get("split") or self.split(identity_of(item))
         views = [self._pictures(origin, number, pixels) for number, pixels in enumerate(zip(*arrays, strict=True))]

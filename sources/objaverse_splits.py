@@ -10,16 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
+from typing import Any
 
 from uvd.sequences.seeds import split_of
 from uvd.sources.base import Item
 from uvd.sources.objaverse_inputs import identity_of
 
-SHARES = {"test": 0.16}
-COUNTS = {"train": 42_000, "test": 8_000}
 
-
-def chosen(items: Iterable[Item], shares: Mapping[str, float], counts: Mapping[str, int]) -> list[Item]:
+def chosen(items: Iterable[Item], shares: Mapping[Any, float], counts: Mapping[Any, int]) -> list[Item]:
     """Those of `items` that are taken, in their order.
 
     Args:

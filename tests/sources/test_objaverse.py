@@ -373,7 +373,7 @@ def test_patterns_and_limits_of_the_plan(tmp_path: Path) -> None:
     assert unit.payload == {"items": [{"origin": "b.obj", "bytes": 1}]}
     with pytest.raises(SourceError, match="no file"):
         list(ObjaverseSource(config(tmp_path, patterns=("*.stl",))).plan())
-    with pytest.raises(SourceError, match="no folder"):
+    with pytest.raises(SourceError, match="no file or folder"):
         list(ObjaverseSource(config(tmp_path / "gone")).plan())
     with pytest.raises(ValueError, match="radius"):
         config(tmp_path, radius=(0.2, 1.0))
