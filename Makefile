@@ -97,6 +97,7 @@ bench: setup ## Run the benchmarks; tables go to benchmarks/results
 	$(BIN)/python -m uvd.benchmarks.tokenize
 	$(BIN)/python -m uvd.benchmarks.laion
 	$(BIN)/python -m uvd.benchmarks.video
+	$(BIN)/python -m uvd.benchmarks.renderers
 
 .PHONY: lint
 lint: setup ## ruff (check and format) and mypy

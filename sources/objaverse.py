@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ Count = Annotated[int, Field(ge=0)]
 Role = Literal["view", "depth", "normals", "mask"]
 
 ORBIT_LAYOUTS = frozenset({"multiview"})
-VIEW_LAYOUTS = frozenset({"pairs", "tuples", "whole"})
+VIEW_LAYOUTS = frozenset({"pairs", "tuples"})
 """They arrange the roles of one view, where those of `ORBIT_LAYOUTS` arrange all views of an object."""
 
 MAX_PICTURES = 1024
@@ -55,8 +55,8 @@ class ObjaverseConfig(SourceConfig):
     shard_size: int = Field(200, ge=1, le=100_000)
     views: int = Field(VIEWS, ge=1, le=360)
     roles: tuple[Role, ...] = ("view",)
-    """What is drawn of each view. With `multiview` each role has sequences of its own, of the same views; `pairs`,
-    `tuples` and `whole` take the roles of each view together, the first one as the photo."""
+    """What is drawn of each view. With `multiview` each role has sequences of its own, of the same views; `pairs`
+    and `tuples` take the roles of each view together, the first one as the photo."""
     radius: tuple[float, float] = RADIUS
     """Range of the camera's distance, in diameters of the object's bounding sphere."""
     elevation: tuple[float, float] = ELEVATION
@@ -94,10 +94,10 @@ class ObjaverseConfig(SourceConfig):
             raise ValueError(f"layout {min(unfit)} does not fit views of objects")
         if self.by_view and self.layouts.keys() & ORBIT_LAYOUTS:
             raise ValueError(
-                "layout multiview takes all views of an object, pairs, tuples and whole the roles of one view: "
+                "layout multiview takes all views of an object, pairs and tuples the roles of one view: "
                 "make two sources of them, each with a name"
             )
-        if self.layouts.keys() & {"pairs", "tuples"} and len(self.roles) < 2:
+        if self.by_view and len(self.roles) < 2:
             raise ValueError("pairs and tuples need two or more roles, such as roles: [view, depth]")
         return self
 
@@ -148,9 +148,27 @@ class ObjaverseSource(ItemSource):
         origin = item["origin"]
         if item["bytes"] > config.max_bytes:
             raise RejectedInput(Reason.TOO_LARGE, f"{item['bytes']} bytes, limit {config.max_bytes}")
+        with self.stages("render"):
+            _, arrays = self._child().call(self._request(item, seeds))
+        expected = ((config.views, IMAGE_SIZE, IMAGE_SIZE, 3), "uint8")
+        if [(array.shape, array.dtype) for array in arrays] != [expected] * len(config.roles):
+            raise RejectedInput(Reason.CRASHED, f"views of {[array.shape for array in arrays]}")
+        split = item.get("split") or self.split(identity_of(item))
+        views = [self._pictures(origin, number, pixels) for number, pixels in enumerate(zip(*arrays, strict=True))]
+        if config.by_view:
+            for view in views:
+                yield Example((index,), config.dataset, split, view)
+        else:
+            pictures = tuple(picture for view in views for picture in view)
+            yield Example((index,), config.dataset, split, pictures, group=origin)
+
+    def _request(self, item: Item, seeds: Seeds) -> dict[str, Any]:
+        """What the child is asked for."""
+        config = self.config
         cameras = orbit(seeds.generator("cameras"), config.views, config.radius, config.elevation, config.field_of_view)
-        request = {
-            "path": str(ObjectInputs(config.input, config.object_list, ()).root.resolve() / origin),
+        root = ObjectInputs(config.input, config.object_list, config.patterns).root
+        return {
+            "path": str(root.resolve() / item["origin"]),
             "sha256": item.get("sha256"),
             "max_bytes": config.max_bytes,
             "max_faces": config.max_faces,
@@ -161,19 +179,6 @@ class ObjaverseSource(ItemSource):
             "cameras": [[c.azimuth, c.elevation, c.radius, c.field_of_view] for c in cameras],
             "roles": config.roles,
         }
-        with self.stages("render"):
-            _, arrays = self._child().call(request)
-        expected = ((config.views, IMAGE_SIZE, IMAGE_SIZE, 3), "uint8")
-        if [(array.shape, array.dtype) for array in arrays] != [expected] * len(config.roles):
-            raise RejectedInput(Reason.CRASHED, f"views of {[array.shape for array in arrays]}")
-        split = item.get("split") or self.split(identity_of(item))
-        views = [self._pictures(origin, number, pixels) for number, pixels in enumerate(zip(*arrays, strict=True))]
-        if config.by_view:
-            for pictures in views:
-                yield Example((index,), config.dataset, split, pictures)
-            return
-        orbit_pictures = tuple(picture for pictures in zip(*views, strict=True) for picture in pictures)
-        yield Example((index,), config.dataset, split, orbit_pictures, group=origin)
 
     def _pictures(self, origin: str, number: int, pixels: tuple[NDArray[np.uint8], ...]) -> tuple[Picture, ...]:
         """The roles of one view."""
