@@ -65,7 +65,3 @@ def whole_body(keypoints: ArrayLike) -> tuple[Part, ...]:
         raise ValueError(f"keypoints have shape {people.shape}, expected (N, {WHOLE_BODY_KEYPOINTS}, 3)")
     hands = np.concatenate([people[:, _LEFT_HAND], people[:, _RIGHT_HAND]])
     return (OPENPOSE_BODY, people[:, :KEYPOINTS]), (HAND, hands), (FACE, people[:, _FACE])
-
-
-# Old names, until sources/annotated_video/jhmdb.py uses the new ones.
-JOINT_COLOURS, render_openpose, visible_skeletons = OPENPOSE_BODY.joint_colours, render_pose, visible_people

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uvd.renderers.pose import render_openpose, visible_skeletons
+from uvd.renderers.pose import render_pose, visible_people
 from uvd.sequences import Reason, Transform
 from uvd.sequences.reject import RejectedInput
 from uvd.sources.annotated_video.base import AnnotatedFrame, Reader, windows
@@ -159,6 +159,6 @@ def _draw_pose(xy: NDArray[np.float64], pixels: NDArray[np.uint8]) -> Draw:
         for joint, place in enumerate(OPENPOSE_OF_JHMDB):
             if place >= 0 and inside[joint]:
                 joints[0, place] = (*mapped[joint], 1)
-        return render_openpose(joints), bool(visible_skeletons(joints).any())
+        return render_pose(joints), bool(visible_people(joints).any())
 
     return draw

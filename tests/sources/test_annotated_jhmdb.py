@@ -27,7 +27,7 @@ from annotated_support import (
 from numpy.typing import NDArray
 from scipy.io import savemat
 
-from uvd.renderers.pose import JOINT_COLOURS
+from uvd.renderers.skeletons import OPENPOSE_BODY
 from uvd.sequences import Example, Reject, Seeds
 from uvd.sequences.reject import RejectedInput
 from uvd.sources.annotated_video import mat
@@ -108,7 +108,7 @@ def test_skeletons_lie_on_their_people(tmp_path):
         xy = (positions(drawn.index or 0) - 0.5 - (crop, 0)) * scale
         for place, name in enumerate(OPENPOSE):
             x, y = xy[NAMES.index(name)]
-            assert tuple(drawn.pixels[int(y), int(x)]) == JOINT_COLOURS[place], name
+            assert tuple(drawn.pixels[int(y), int(x)]) == OPENPOSE_BODY.joint_colours[place], name
         assert not drawn.pixels[:20].any()
 
 
@@ -143,8 +143,8 @@ def test_joints_outside_the_frame_are_not_drawn(tmp_path):
     write_clip(tmp_path, "walk/a", range(1, 3), 2, pos_img=joints)
     (example,), _ = read(config(tmp_path, kind="jhmdb", render=["pose"]))
     pixels = example.pictures[1].pixels.reshape(-1, 3).tolist()
-    assert list(JOINT_COLOURS[OPENPOSE.index("right_wrist")]) not in pixels
-    assert list(JOINT_COLOURS[OPENPOSE.index("right_elbow")]) in pixels
+    assert list(OPENPOSE_BODY.joint_colours[OPENPOSE.index("right_wrist")]) not in pixels
+    assert list(OPENPOSE_BODY.joint_colours[OPENPOSE.index("right_elbow")]) in pixels
 
 
 def test_frames_without_columns_and_columns_without_frames(tmp_path):

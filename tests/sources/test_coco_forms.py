@@ -385,11 +385,11 @@ def test_people_are_boxes_of_category_1_that_are_no_crowd(tmp_path, boxes, peopl
     pose |= {"detector_config": "d.py", "detector_checkpoint": "d.pth"}
     entries = [thing(id=4), thing(category=2, box=SMALL), thing(box=SMALL, iscrowd=1), thing(box=[5, 5, 0, 9])]
     same = {"annotations": [thing(id=4, keypoints=points(17))]}
-    base = config(tmp_path, {"annotations": entries}, same, render=["pose"], estimate={"pose": pose})
+    base = config(tmp_path, {"annotations": entries}, same, render=["segmentation"], estimate={"pose": pose})
     reader = CocoReader(base)
     (item,) = reader.items()
     shown = reader.open(item).people
     assert (shown if shown is None else shown.tolist()) == people
-    empty = config(tmp_path, {}, render=["pose"], estimate={"pose": pose})
+    empty = config(tmp_path, {}, render=["segmentation"], estimate={"pose": pose})
     shown = CocoReader(empty).open(next(iter(CocoReader(empty).items()))).people
     assert (shown is None) if people is None else shown.shape == (0, 4)
