@@ -110,7 +110,7 @@ def _main(members: list[zipfile.ZipInfo], formats: Container[str]) -> zipfile.Zi
     found = []
     for info in members:
         path = _path(info)
-        hidden = any(part == "__MACOSX" or part.startswith(".") for part in path.split("/"))
+        hidden = any(part == "__MACOSX" or part.startswith(".") for part in posixpath.normpath(path).split("/"))
         if not info.is_dir() and not hidden and posixpath.splitext(path)[1].lower() in formats:
             found.append(info)
     scenes = [info for info in found if posixpath.splitext(posixpath.basename(_path(info)))[0].lower() == MAIN_STEM]

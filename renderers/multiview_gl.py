@@ -234,6 +234,10 @@ def _pyrender_renderer(size: int) -> Any:
         def _compute_max_n_lights(self, flags: int) -> list[int]:
             return [1, 1, 1]
 
+        def _get_primitive_program(self, primitive: Any, flags: int, program_flags: int) -> Any:
+            self._program_cache.alpha_test = primitive.material.alphaCutoff > 0
+            return super()._get_primitive_program(primitive, flags, program_flags)
+
         def _bind_lighting(self, scene: Any, program: Any, node: Any, flags: int) -> None:
             """The lights are constants of the shader."""
 

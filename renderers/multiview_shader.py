@@ -148,7 +148,9 @@ void main()
 #ifdef COLOR_0_LOC
     base *= tint;
 #endif
+#ifdef ALPHA_TEST
     if (base.a < alpha_cutoff) discard;
+#endif
     vec3 eye = normalize(cam_pos - world);
 #ifdef GEOMETRY_PASS
     frag_color = vec4(mat3(V) * surface_normal(eye), distance_ahead);
@@ -215,6 +217,8 @@ def program_cache() -> Any:
     class Cache(ShaderProgramCache):
         geometry = False
         """Whether programs are those that give normals and distances in place of colours."""
+        alpha_test = False
+        """Whether fragments may be dropped; where none may be, hidden ones need not be shaded."""
 
         def get_program(
             self,
@@ -223,7 +227,8 @@ def program_cache() -> Any:
             geometry_shader: str | None = None,
             defines: dict[str, Any] | None = None,
         ) -> Any:
-            defines = {**(defines or {}), **({"GEOMETRY_PASS": 1} if self.geometry else {})}
+            extra = {"GEOMETRY_PASS": self.geometry, "ALPHA_TEST": self.alpha_test}
+            defines = {**(defines or {}), **{name: 1 for name, wanted in extra.items() if wanted}}
             key = tuple(sorted(defines.items()))
             if key not in self._program_cache:
                 self._program_cache[key] = Program(vertex_shader, fragment_shader, geometry_shader, defines)

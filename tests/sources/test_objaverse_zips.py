@@ -121,7 +121,9 @@ def test_members_may_not_have_more_bytes_than_an_object(tmp_path: Path) -> None:
     mtl = "".join(f"newmtl m{number}\nmap_Kd {name}\n" for number, name in enumerate(many))
     obj = "mtllib m.mtl\n" + OBJ + "".join(f"usemtl m{number}\nf 1/1 2/1 3/1\n" for number in range(8))
     assert refusal(tmp_path / "c.zip", zipped({"a.obj": obj, "m.mtl": mtl, **many})).reason is Reason.TOO_LARGE
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    assert peak < 16 << 20
 
 
 def lie(data: bytes, size: int) -> bytes:
