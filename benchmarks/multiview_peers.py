@@ -116,8 +116,8 @@ class Pyvista:
     """VTK's own importer of OBJ files with their materials."""
 
     def load(self, path: str) -> Any:
-        import pyvista
-        from vtkmodules.vtkIOImport import vtkOBJImporter
+        import pyvista  # type: ignore[import-not-found]
+        from vtkmodules.vtkIOImport import vtkOBJImporter  # type: ignore[import-not-found]
 
         plotter = pyvista.Plotter(off_screen=True, window_size=[SIDE, SIDE], lighting="none")
         plotter.set_background("white")
@@ -153,7 +153,7 @@ class Blender:
     """Cycles on the CPU, without denoising."""
 
     def __init__(self, engine: str) -> None:
-        import bpy
+        import bpy  # type: ignore[import-not-found]
 
         self._bpy, self._engine = bpy, engine
         self._folder = tempfile.TemporaryDirectory()
@@ -180,7 +180,7 @@ class Blender:
         return scene, *sphere_of(points[:, [0, 2, 1]] * (1, 1, -1))
 
     def _matrix(self, here: NDArray[np.float64]) -> Any:
-        from mathutils import Matrix
+        from mathutils import Matrix  # type: ignore[import-not-found]
 
         turn = np.array([[1, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
         return Matrix((turn @ here).tolist())

@@ -1,4 +1,4 @@
-"""Commands that measure: `uvd eval tokenizer`."""
+"""Commands that measure: `uvd eval tokenizer`, and the tasks of `cli_eval_model`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from uvd.manifests.dataset import Dataset
+from uvd.pipeline import cli_eval_model
 from uvd.pipeline.config import ConfigError
 from uvd.sequences.example import SPLITS
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from uvd.pipeline.evaluating import Evaluation, SourceQuality
     from uvd.tokenize.tokenizer import Precision
 
-eval_app = typer.Typer(help="Measure tokenizers.", no_args_is_help=True)
+eval_app = typer.Typer(help="Measure tokenizers and models.", no_args_is_help=True)
 PROBLEMS_SHOWN = 5
 CHOICES = {
     "split": ("all", *SPLITS),
@@ -172,4 +173,5 @@ def _cells(row: SourceQuality, columns: list[str]) -> list[str]:
 
 
 def register(app: typer.Typer) -> None:
+    cli_eval_model.register(eval_app)
     app.add_typer(eval_app, name="eval")

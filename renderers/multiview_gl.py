@@ -86,9 +86,9 @@ class ViewRenderer:
         order = sorted(range(len(parts)), key=lambda i: (-distances[i], i))
         rgba = self._draw(scene, eye, camera, [nodes[i] for i in order])
         size = (self.size, self.size)
-        covered = np.where(rgba[..., 3] > 0, np.uint8(255), np.uint8(0))
-        pixels = cv2.resize(np.ascontiguousarray(rgba[..., :3]), size, interpolation=cv2.INTER_AREA)
-        return pixels.astype(np.uint8), cv2.resize(covered, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+        _, covered = cv2.threshold(cv2.extractChannel(rgba, 3), 0, 255, cv2.THRESH_BINARY)
+        pixels, coverage = (cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (rgba, covered))
+        return pixels[::-1, :, :3].astype(np.uint8), coverage[::-1].astype(np.uint8)
 
     def _geometry(self, scene: Any, eye: Any, cameras: Sequence[Camera], nodes: Sequence[Any]) -> NDArray[np.float32]:
         """`(N, size, size, 4)`: normals in the camera's axes, and distances; translucent surfaces count as solid."""
@@ -97,11 +97,12 @@ class ViewRenderer:
             node.mesh.primitives[0].material.alphaMode = "OPAQUE"
         self._renderer.aim(geometry=True)
         try:
-            return np.stack([self._draw(scene, eye, camera, nodes) for camera in cameras])
+            return np.stack([self._draw(scene, eye, camera, nodes)[::-1] for camera in cameras])
         finally:
             self._renderer.aim(geometry=False)
 
     def _draw(self, scene: Any, eye: Any, camera: Camera, order: Sequence[Any]) -> NDArray[Any]:
+        """`(side, side, 4)`, the lowest row first."""
         eye.camera.yfov = np.radians(camera.field_of_view)
         eye.camera.zfar = camera.radius + NEAR_MARGIN
         eye.camera.znear = max(camera.radius - NEAR_MARGIN, 0.02)
@@ -197,13 +198,13 @@ class _Target:
         return cls(int(framebuffer), side, dtype)
 
     def read(self) -> NDArray[Any]:
-        """`(side, side, 4)`, first row on top."""
+        """`(side, side, 4)`, the lowest row first."""
         from OpenGL import GL as gl  # noqa: N811 - the usual name
 
         kind = gl.GL_UNSIGNED_BYTE if self.dtype is np.uint8 else gl.GL_FLOAT
         gl.glBindFramebuffer(gl.GL_READ_FRAMEBUFFER, self.framebuffer)
         data = gl.glReadPixels(0, 0, self.side, self.side, gl.GL_RGBA, kind)
-        return np.flip(np.frombuffer(data, dtype=self.dtype).reshape(self.side, self.side, 4), axis=0)
+        return np.frombuffer(data, dtype=self.dtype).reshape(self.side, self.side, 4)
 
 
 def _pyrender_renderer(size: int) -> Any:

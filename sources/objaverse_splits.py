@@ -26,11 +26,11 @@ def chosen(items: Iterable[Item], shares: Mapping[Any, float], counts: Mapping[A
         counts: at most so many objects of a split; splits that are not named are not limited.
     """
     items = list(items)
-    ranked = sorted((_rank(identity_of(item)), number) for number, item in enumerate(items) if "refused" not in item)
+    known = [(identity_of(item), number) for number, item in enumerate(items) if "refused" not in item]
     taken: Counter[str] = Counter()
     left_out = set()
-    for _, number in ranked:
-        split = split_of(identity_of(items[number]), shares)
+    for identity, number in sorted(known, key=lambda one: (_rank(one[0]), one[1])):
+        split = split_of(identity, shares)
         if taken[split] >= counts.get(split, len(items)):
             left_out.add(number)
         taken[split] += 1

@@ -9,6 +9,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from uvd.manifests.tokens import TOKENS_PER_IMAGE
 from uvd.trainer.model import SIZES
 
 
@@ -25,6 +26,15 @@ class TrainConfig(BaseModel):
     """Which tokens of the dataset to train on; needed only if it was tokenized by several tokenizers."""
     source_weights: dict[str, float] = Field(default_factory=dict)
     """How often an epoch shows a sequence of a source: 1 (the default) once, 2 twice, 0.5 with that chance, 0 never."""
+    packing: Literal["concat", "aligned"] = "concat"
+    """concat: one sequence after another, cut at the context length, as in the paper; aligned: rows of whole sequences,
+    or of whole images of one longer than the context, and padding."""
+    mask_documents: bool = False
+    """Whether attention stays within each sequence, and positions begin anew with it; the paper's crosses sequences."""
+    buffer_tokens: int = Field(1 << 27, ge=1 << 16)
+    """Tokens that are shuffled among themselves: 2 bytes each, twice, since the next are read ahead (512 MiB)."""
+    duplicates: str | None = None
+    """Name of a pass of `uvd dedup`, such as all: sequences of which it marked every picture are left out."""
     seed: int = Field(0, ge=0)
     """Seed of the initial weights and of the order of the data."""
 
@@ -82,6 +92,8 @@ class TrainConfig(BaseModel):
                 f"batch_tokens {self.batch_tokens} is not a multiple of context {self.context_length} x micro_batch "
                 f"{self.micro_batch} x num_workers {self.num_workers} = {unit}"
             )
+        if self.packing == "aligned" and self.context_length < TOKENS_PER_IMAGE:
+            raise ValueError(f"packing aligned needs a context of an image, {TOKENS_PER_IMAGE}, or more")
         if any(weight < 0 for weight in self.source_weights.values()):
             raise ValueError(f"source_weights must not be negative: {self.source_weights}")
         return self

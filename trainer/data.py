@@ -1,340 +1,358 @@
-"""The packed loader: whole framed sequences in a seeded order, one after another, cut at the context length.
+"""The packed loader: whole framed sequences in a seeded order, laid out by a packing, as int64 batches.
 
-This is the paper's concat packing (arXiv 2312.00785, section 3.3): a chunk may begin inside a sequence, and attention
-crosses sequences. An epoch is every sequence of the split exactly once (or as its source's weight says). Batches are a
-function of seed and step only. Shards are memory-mapped tars read at the manifest's offsets: no parsing, no copies but
-one to int64. An epoch's order costs 16 bytes a sequence.
+An epoch is every sequence of the split exactly once (or as its source's weight says). Its parts are shuffled over all
+sources and shards, and the sequences of about `buffer_tokens` tokens of parts at a time among themselves: a block.
+Batches are a function of seed and position only. Memory: two blocks, the one in use and the one being read ahead, at 2
+bytes a token and 16 a sequence, and 22 bytes a part of the split.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from hashlib import sha256
-from typing import Protocol
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import blake2b
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from uvd.manifests.dataset import Dataset, Shard
-from uvd.manifests.token_shard import TOKEN_BYTES
 from uvd.manifests.tokens import BOS, PAD
 from uvd.sequences import Seeds
-from uvd.sequences.errors import UserError
+from uvd.trainer.packing import Packing, PackingName, make_packing
+from uvd.trainer.token_block import Block, load_block
+from uvd.trainer.token_parts import EmptySplitError, TokenDataError, TokenParts, TokenSplit, open_split
+
+__all__ = [
+    "IGNORE",
+    "Batch",
+    "EmptySplitError",
+    "PackedTokens",
+    "TokenDataError",
+    "TokenSplit",
+    "documents",
+    "evaluation_batches",
+    "open_split",
+]
 
 IGNORE = -100
 """Label of a position without a loss, as torch's cross entropy has it."""
-MAX_OPEN_SHARDS = 256
-"""Memory maps held open at a time: each holds a file descriptor."""
+BUFFER_TOKENS = 1 << 27
+"""256 MiB a block."""
+EVALUATION_PARTS = 64
+"""A sample for evaluation is drawn from so many parts at least, if there are as many."""
+_MAX_EMPTY_EPOCHS = 100
 
 
-class TokenDataError(UserError):
-    """Token shards that cannot be trained on; the message names the shard and, where there is one, the sequence."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Span:
+    """Slots [start, stop) of a block."""
+
+    block: Block
+    start: int
+    stop: int
 
 
-class EmptySplitError(TokenDataError):
-    """There is nothing to read."""
-
-
-class SequenceShard(Protocol):
-    """Some framed sequences that can be read in parts."""
-
-    name: str
-    source: str
-    lengths: NDArray[np.int64]
-    """(n,) tokens of each sequence, with BOS and EOS."""
-
-    def key(self, index: int) -> str: ...
-
-    def read(self, index: int, start: int, stop: int) -> NDArray[np.uint16]:
-        """Tokens [start, stop) of one sequence."""
-        ...
-
-
-class ManifestShard:
-    """The sequences of one split in one committed token shard."""
-
-    def __init__(self, dataset: Dataset, shard: Shard, split: str) -> None:
-        table = dataset.manifest(shard, columns=["key", "split", "offset", "length"])
-        table = table.filter(pc.equal(table["split"], split))
-        self.name = shard.tar
-        self.source = shard.folder.rpartition("/")[2]
-        self._dataset, self._shard = dataset, shard
-        self._keys: pa.ChunkedArray = table["key"]
-        self._offsets = table["offset"].to_numpy().astype(np.int64)
-        self.lengths = table["length"].to_numpy().astype(np.int64) // TOKEN_BYTES
-
-    def key(self, index: int) -> str:
-        return self._keys[index].as_py()
-
-    def read(self, index: int, start: int, stop: int) -> NDArray[np.uint16]:
-        first = int(self._offsets[index]) + start * TOKEN_BYTES
-        length = (stop - start) * TOKEN_BYTES
-        try:
-            if self._dataset.storage.local_root is not None:
-                data = _mapped(self._dataset.storage.full(self._shard.tar))[first : first + length]
-            else:
-                data = np.frombuffer(self._dataset.storage.read_range(self._shard.tar, first, length), np.uint8)
-        except (OSError, ValueError) as error:
-            raise TokenDataError(f"shard {self.name} cannot be read any more: {error}") from error
-        if len(data) != length:
-            raise TokenDataError(f"shard {self.name} ends inside sequence {self.key(index)}: `uvd verify` tells more")
-        return data.view("<u2")
-
-
-@lru_cache(maxsize=MAX_OPEN_SHARDS)
-def _mapped(path: str) -> NDArray[np.uint8]:
-    return np.memmap(path, np.uint8, mode="r")
-
-
-@dataclass(frozen=True, slots=True)
-class TokenSplit:
-    """One split of a dataset's tokens.
-
-    Attributes:
-        tokenizer: name of the folder below `tokens/`.
-        tokenizer_fingerprint: of weights, preprocessing and precision; the same for all shards.
-        digest: of the shards' contents, so that a resumed run sees whether the data changed.
-        shards: in a fixed order; empty if the split is.
-    """
-
-    tokenizer: str
-    tokenizer_fingerprint: str
-    digest: str
-    shards: tuple[SequenceShard, ...]
-
-    @property
-    def tokens(self) -> int:
-        return sum(int(shard.lengths.sum()) for shard in self.shards)
-
-
-def open_split(uri: str, split: str, tokenizer: str | None = None) -> TokenSplit:
-    """Opens the token manifests of a dataset.
-
-    Args:
-        uri: the dataset.
-        split: `train`, `val` or `test`.
-        tokenizer: needed only if the dataset was tokenized by several.
-
-    Raises:
-        TokenDataError: if there are no tokens, several tokenizers to choose from, or shards of different fingerprints.
-        uvd.manifests.dataset.DatasetError: if there is no dataset.
-    """
-    dataset = Dataset.existing(uri)
-    folders = dataset.token_folders()
-    tokenizer = _chosen(uri, tokenizer, sorted({name for name, _ in folders}))
-    fingerprints: dict[str, str] = {}
-    digest = sha256()
-    shards: list[SequenceShard] = []
-    for _, source in (folder for folder in folders if folder[0] == tokenizer):
-        for shard in dataset.shards(f"tokens/{tokenizer}/{source}"):
-            metadata = dataset.metadata(shard)
-            fingerprints.setdefault(metadata["tokenizer_fingerprint"], shard.tar)
-            digest.update(f"{shard.tar} {metadata['tar_sha256']}\n".encode())
-            shards.append(ManifestShard(dataset, shard, split))
-    if len(fingerprints) > 1:
-        (first, one), (second, other) = list(fingerprints.items())[:2]
-        raise TokenDataError(f"{one} was made by tokenizer {first[:12]}, {other} by {second[:12]}: tokenize again")
-    if not fingerprints:
-        raise TokenDataError(f"{uri} has no token shards of {tokenizer}: run `uvd tokenize`")
-    filled = tuple(shard for shard in shards if len(shard.lengths))
-    return TokenSplit(tokenizer, next(iter(fingerprints)), digest.hexdigest(), filled)
-
-
-def _chosen(uri: str, tokenizer: str | None, available: list[str]) -> str:
-    if not available:
-        raise TokenDataError(f"{uri} has no tokens: run `uvd tokenize` first")
-    if tokenizer is None and len(available) > 1:
-        raise TokenDataError(f"{uri} has tokens of {', '.join(available)}: choose one with `tokenizer`")
-    if tokenizer is not None and tokenizer not in available:
-        raise TokenDataError(f"{uri} has no tokens of {tokenizer!r}, but of {', '.join(available)}")
-    return tokenizer or available[0]
-
-
-class Epoch:
-    """The token stream of one pass over the shards."""
-
-    def __init__(self, shards: Sequence[SequenceShard], order: NDArray[np.int64]) -> None:
-        """`order`: (m,) indices into the sequences of all shards, numbered through."""
-        lengths = np.concatenate([shard.lengths for shard in shards])
-        self._shards = shards
-        self._first = np.cumsum([0] + [len(shard.lengths) for shard in shards])
-        self._order = order
-        self._ends = np.cumsum(lengths[order])
-        self.tokens = int(self._ends[-1])
-
-    def read(self, position: int, out: NDArray[np.int64]) -> tuple[int, list[str]]:
-        """Fills `out` from `position` on, as far as the epoch goes.
-
-        Returns:
-            How many tokens were written, and the keys of the sequences that they are from.
-
-        Raises:
-            TokenDataError: for an id above PAD or a sequence that does not begin with BOS, naming shard and key.
-        """
-        done, keys = 0, []
-        turn = int(np.searchsorted(self._ends, position, side="right"))
-        while done < len(out) and turn < len(self._order):
-            shard, index = self._locate(int(self._order[turn]))
-            length = int(shard.lengths[index])
-            start = position + done - (int(self._ends[turn]) - length)
-            stop = min(length, start + len(out) - done)
-            piece = shard.read(index, start, stop)
-            _check(piece, start, shard, index)
-            out[done : done + len(piece)] = piece
-            keys.append(shard.key(index))
-            done += len(piece)
-            turn += 1
-        return done, keys
-
-    def _locate(self, sequence: int) -> tuple[SequenceShard, int]:
-        shard = int(np.searchsorted(self._first, sequence, side="right")) - 1
-        return self._shards[shard], sequence - int(self._first[shard])
-
-
-def _check(piece: NDArray[np.uint16], start: int, shard: SequenceShard, index: int) -> None:
-    if int(piece.max()) > PAD:
-        at = start + int((piece > PAD).argmax())
-        raise TokenDataError(
-            f"shard {shard.name}, sequence {shard.key(index)}: id {int(piece.max())} at token {at}; ids go up to {PAD}"
-        )
-    if start == 0 and piece[0] != BOS:
-        raise TokenDataError(
-            f"shard {shard.name}, sequence {shard.key(index)} begins with id {int(piece[0])}, not with BOS {BOS}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """Rows of the token stream.
 
     Attributes:
         tokens: `(rows, context + 1)` int64: inputs are `[:, :-1]`, targets `[:, 1:]`.
-        keys: for each row, the sequences that it is made of.
+        mask_documents: the labels are those for attention within documents: none for a BOS, which nothing foretells.
+        stride: slots from one row to the next in `spans`.
+        spans: what the rows were cut from, one after another.
     """
 
     tokens: NDArray[np.int64]
-    keys: list[list[str]]
+    mask_documents: bool = False
+    stride: int = 0
+    spans: tuple[Span, ...] = field(default=(), repr=False)
 
     def tensors(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and labels, each `(rows, context)` int64; the label of PAD is `IGNORE`."""
         tokens = torch.from_numpy(self.tokens).to(device, non_blocking=True)
         labels = tokens[:, 1:]
-        return tokens[:, :-1], labels.masked_fill(labels == PAD, IGNORE)
+        without = labels == PAD
+        if self.mask_documents:
+            without |= labels == BOS
+        return tokens[:, :-1], labels.masked_fill(without, IGNORE)
+
+    @property
+    def keys(self) -> list[list[str]]:
+        """For each row, the sequences that it is made of: reads their manifests, for messages only."""
+        known: dict[tuple[int, int], list[str]] = {}
+        rows = []
+        for row in range(len(self.tokens)):
+            names = []
+            for span in self._within(row * self.stride, row * self.stride + self.tokens.shape[1]):
+                for part, number in span.block.origins(span.start, span.stop):
+                    file = (id(span.block.parts), part)
+                    if file not in known:
+                        known[file] = span.block.parts.keys(part)
+                    names.append(known[file][number])
+            rows.append(names)
+        return rows
+
+    def _within(self, start: int, stop: int) -> Iterator[Span]:
+        before = 0
+        for span in self.spans:
+            size = span.stop - span.start
+            first, last = max(start - before, 0), min(stop - before, size)
+            if first < last:
+                yield Span(span.block, span.start + first, span.start + last)
+            before += size
+
+
+def documents(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which document each token of a batch is in, for attention that does not cross from one sequence to the next.
+
+    Args:
+        inputs: `(rows, context)` int64. A document begins at each BOS and at the first PAD.
+
+    Returns:
+        Number of the document in its row, and place in the document, both from 0, each `(rows, context)` int64. A model
+        of transformers that is given the places as `position_ids`, and no attention mask, masks by them itself.
+    """
+    pad = inputs == PAD
+    begins = inputs == BOS
+    begins[:, 1:] |= pad[:, 1:] & ~pad[:, :-1]
+    begins[:, 0] = True
+    columns = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
+    return begins.cumsum(1) - 1, columns - (columns * begins).cummax(1).values
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Epoch:
+    """The parts of an epoch in order, some more than once, and where each block begins."""
+
+    parts: NDArray[np.int64]
+    shares: NDArray[np.float64]
+    bounds: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def block(self, number: int) -> list[tuple[int, float]]:
+        chosen = slice(int(self.bounds[number]), int(self.bounds[number + 1]))
+        return list(zip(self.parts[chosen].tolist(), self.shares[chosen].tolist(), strict=True))
+
+
+def _plan_epoch(
+    parts: TokenParts, weights: NDArray[np.float64], buffer_tokens: int, rng: np.random.Generator
+) -> _Epoch:
+    whole, share = np.divmod(weights, 1.0)
+    some = np.flatnonzero(share)
+    chosen = np.concatenate([np.repeat(np.arange(len(parts)), whole.astype(np.int64)), some])
+    shares = np.concatenate([np.ones(len(chosen) - len(some)), share[some]])
+    order = rng.permutation(len(chosen))
+    chosen, shares = chosen[order], shares[order]
+    tokens = parts.tokens[chosen] * shares
+    ends = np.cumsum(tokens)
+    blocks = -(-float(ends[-1]) // buffer_tokens)
+    # Blocks of like size: a short one at the end would be shuffled less than the others.
+    block = np.floor((ends - tokens / 2) / ends[-1] * blocks)
+    return _Epoch(chosen, shares, np.flatnonzero(np.diff(block, prepend=-1.0, append=blocks)))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Place:
+    epoch: int = 0
+    block: int = 0
+    position: int = 0
+    """In slots of the block."""
 
 
 class PackedTokens:
-    """An endless stream of batches, epoch after epoch, each in its own order; resumable to the token."""
+    """An endless stream of batches, epoch after epoch, each in its own order; resumable at any batch.
+
+    Attributes:
+        epoch_tokens: positions that an epoch has, padding included: the mean over epochs if a weight is a fraction;
+            with `aligned` packing a few rows more, for each block ends with a whole row.
+        padding: share of them that is padding.
+    """
 
     def __init__(
         self,
-        shards: Sequence[SequenceShard],
+        shards: TokenParts,
         *,
         context: int,
         seeds: Seeds,
         source_weights: Mapping[str, float] | None = None,
+        packing: PackingName = "concat",
+        mask_documents: bool = False,
+        buffer_tokens: int = BUFFER_TOKENS,
     ) -> None:
         """
+        Args:
+            shards: of a split that `open_split` opened.
+            context: inputs of a row.
+            source_weights: how often an epoch shows a sequence of a source; 1 if it is not named.
+            packing, mask_documents: see `uvd.trainer.packing` and `Batch`.
+            buffer_tokens: size of a block, to within a part.
+
         Raises:
             EmptySplitError: if no sequence is left to read.
             TokenDataError: if a weight names a source that the shards do not have.
         """
-        self._shards, self._context, self._seeds = tuple(shards), context, seeds
-        self._weights = dict(source_weights or {})
-        self._epochs: dict[int, Epoch] = {}
-        self.epoch, self.position = 0, 0
-        sources = sorted({shard.source for shard in shards})
-        if not shards:
+        weights = dict(source_weights or {})
+        if not len(shards):
             raise EmptySplitError("the split holds no sequences: there is nothing to train on")
-        if unknown := sorted(set(self._weights) - set(sources)):
-            raise TokenDataError(f"source_weights names {', '.join(unknown)}; the split has {', '.join(sources)}")
-        self.epoch_tokens = self._epoch(0).tokens
+        if unknown := sorted(set(weights) - set(shards.sources)):
+            known = ", ".join(shards.sources)
+            raise TokenDataError(f"source_weights names {', '.join(unknown)}; the split has {known}")
+        self._weights = shards.weights(weights)
+        if not self._weights.any():
+            raise EmptySplitError(f"source_weights {weights} leave no sequence to train on")
+        self._parts, self._seeds, self._buffer_tokens = shards, seeds, buffer_tokens
+        self._packing, self._mask_documents = make_packing(packing, context), mask_documents
+        self.epoch_tokens, self.padding = _positions(shards, self._packing, weights)
+        self._here = _Place()
+        self._epochs: dict[int, _Epoch] = {}
+        self._blocks: dict[tuple[int, int], Block] = {}
+        self._ahead: tuple[tuple[int, int], Future[Block]] | None = None
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="uvd-tokens")
+        settings = [packing, context, buffer_tokens, sorted(weights.items()), seeds.seed, seeds.path]
+        self._stream = int.from_bytes(blake2b(json.dumps(settings).encode() + shards.digest()).digest()[:6])
 
     def batch(self, rows: int, rank: int = 0, world: int = 1) -> Batch:
-        """The next `rows` chunks of the stream; of them, worker `rank` of `world` gets its `rows / world`.
+        """The next `rows` rows of the stream; of them, worker `rank` of `world` gets its `rows / world`.
 
         Every worker moves on by the whole batch, so that the global order does not depend on their number.
+
+        Raises:
+            ValueError: if `world` does not divide `rows`.
+            TokenDataError: see `load_block`.
         """
-        mine = rows // world
-        tokens = np.empty((mine, self._context + 1), np.int64)
-        keys = []
-        for row in range(mine):
-            epoch, position = self._ahead((rank * mine + row) * self._context)
-            keys.append(self._fill(epoch, position, tokens[row]))
-        self.epoch, self.position = self._ahead(rows * self._context)
-        return Batch(tokens, keys)
+        if rows % world:
+            raise ValueError(f"{rows} rows cannot be shared by {world} workers alike")
+        mine, width = rows // world, self._packing.context + 1
+        first, _ = self._walk(self._here, rank * mine * self._packing.stride)
+        _, spans = self._walk(first, (mine - 1) * self._packing.stride + width)
+        tokens = _cut_rows(spans, mine, width, self._packing.stride)
+        self._here, _ = self._walk(self._here, rows * self._packing.stride)
+        self._read_ahead()
+        return Batch(tokens, self._mask_documents, self._packing.stride, spans)
 
     def state(self) -> dict[str, int]:
-        """Where the next batch begins: JSON-able."""
-        return {"epoch": self.epoch, "position": self.position}
+        """Where the next batch begins, and in which stream: JSON-able."""
+        here = self._here
+        return {"epoch": here.epoch, "block": here.block, "position": here.position, "stream": self._stream}
 
     def restore(self, state: Mapping[str, int]) -> None:
-        self.epoch, self.position = state["epoch"], state["position"]
+        """Goes on where `state` was taken.
 
-    def _ahead(self, tokens: int) -> tuple[int, int]:
-        epoch, position = self.epoch, self.position + tokens
-        while position >= self._epoch(epoch).tokens:
-            position -= self._epoch(epoch).tokens
-            epoch += 1
-        return epoch, position
+        Raises:
+            TokenDataError: if it was taken from another stream: other data or settings, or another version of uvd.
+        """
+        if state.get("stream") != self._stream:
+            raise TokenDataError("the checkpoint's place in the data is one of other data, settings or version of uvd")
+        self._here = _Place(state["epoch"], state["block"], state["position"])
+        self._blocks, self._ahead = {}, None
 
-    def _fill(self, epoch: int, position: int, out: NDArray[np.int64]) -> list[str]:
-        keys: list[str] = []
-        while len(out):
-            count, part = self._epoch(epoch).read(position, out)
-            keys += part
-            out, epoch, position = out[count:], epoch + 1, 0
-        return keys
+    def _walk(self, place: _Place, slots: int) -> tuple[_Place, tuple[Span, ...]]:
+        """Where so many slots end, and what they are."""
+        spans, begin = [], place.epoch
+        while slots:
+            block = self._block(place)
+            stop = min(len(block), place.position + slots)
+            if stop > place.position:
+                spans.append(Span(block, place.position, stop))
+            elif not spans and place.epoch - begin > _MAX_EMPTY_EPOCHS:
+                raise EmptySplitError(f"source_weights leave no sequence in {_MAX_EMPTY_EPOCHS} epochs")
+            slots -= stop - place.position
+            place = _Place(place.epoch, place.block, stop) if stop < len(block) else self._following(place)
+        return place, tuple(spans)
 
-    def _epoch(self, number: int) -> Epoch:
+    def _following(self, place: _Place) -> _Place:
+        if place.block + 1 < len(self._epoch(place.epoch)):
+            return _Place(place.epoch, place.block + 1)
+        return _Place(place.epoch + 1)
+
+    def _block(self, place: _Place) -> Block:
+        name = (place.epoch, place.block)
+        if name not in self._blocks:
+            if self._ahead is not None and self._ahead[0] == name:
+                self._blocks[name] = self._ahead[1].result()
+                self._ahead = None
+            else:
+                self._blocks[name] = load_block(*self._content(place))
+        return self._blocks[name]
+
+    def _content(self, place: _Place) -> tuple[TokenParts, list[tuple[int, float]], Packing, Seeds]:
+        """What `load_block` makes the block of."""
+        seeds = self._seeds.child("epoch", place.epoch, "block", place.block)
+        return self._parts, self._epoch(place.epoch).block(place.block), self._packing, seeds
+
+    def _read_ahead(self) -> None:
+        """Forgets what lies behind, and has the next block read while this one is in use."""
+        here = (self._here.epoch, self._here.block)
+        self._epochs = {number: epoch for number, epoch in self._epochs.items() if number >= here[0]}
+        self._blocks = {name: block for name, block in self._blocks.items() if name >= here}
+        following = self._following(self._here)
+        name = (following.epoch, following.block)
+        if here in self._blocks and name not in self._blocks and (self._ahead is None or self._ahead[0] != name):
+            self._ahead = (name, self._reader.submit(load_block, *self._content(following)))
+
+    def _epoch(self, number: int) -> _Epoch:
         if number not in self._epochs:
-            order = epoch_order(self._shards, self._seeds.child("epoch", number), self._weights)
-            self._epochs = {known: epoch for known, epoch in self._epochs.items() if known >= self.epoch}
-            self._epochs[number] = Epoch(self._shards, order)
+            rng = self._seeds.child("epoch", number).generator("order")
+            self._epochs[number] = _plan_epoch(self._parts, self._weights, self._buffer_tokens, rng)
         return self._epochs[number]
 
 
-def epoch_order(
-    shards: Sequence[SequenceShard], seeds: Seeds, weights: Mapping[str, float] | None = None
-) -> NDArray[np.int64]:
-    """A seeded order of the sequences of all shards, numbered through; each as often as its source's weight says.
+def _positions(shards: TokenParts, packing: Packing, weights: Mapping[str, float]) -> tuple[int, float]:
+    """(positions of an epoch, share of them that is padding)."""
+    counts: dict[int, float] = {}
+    for source, lengths in shards.lengths.items():
+        for length, count in lengths.items():
+            counts[length] = counts.get(length, 0.0) + weights.get(source, 1.0) * count
+    positions, used = packing.positions(counts)
+    return max(1, positions), 1 - used / max(1, positions)
 
-    Raises:
-        EmptySplitError: if the weights leave nothing.
-    """
-    rng = seeds.generator("order")
-    chosen: list[NDArray[np.int64]] = []
-    first = 0
-    for shard in shards:
-        ids = np.arange(first, first + len(shard.lengths), dtype=np.int64)
-        whole, part = divmod((weights or {}).get(shard.source, 1.0), 1.0)
-        chosen.append(np.repeat(ids, int(whole)))
-        if part:
-            # A draw a sequence, so that fractions hold over the source and not only within large shards.
-            chosen.append(ids[rng.random(len(ids)) < part])
-        first += len(ids)
-    order = np.concatenate(chosen)
-    if not len(order):
-        raise EmptySplitError(f"source_weights {dict(weights or {})} leave no sequence to train on")
-    return rng.permutation(order)
+
+def _cut_rows(spans: Sequence[Span], rows: int, width: int, stride: int) -> NDArray[np.int64]:
+    """`(rows, width)` int64 of consecutive slots, each row beginning `stride` after the one before."""
+    pieces = [span.block.tokens[span.start : span.stop] for span in spans]
+    slots = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    size = slots.itemsize
+    return as_strided(slots, (rows, width), (stride * size, size)).astype(np.int64)
 
 
 def evaluation_batches(
-    shards: Sequence[SequenceShard], *, context: int, rows: int, max_tokens: int, seeds: Seeds
+    shards: TokenParts,
+    *,
+    context: int,
+    rows: int,
+    max_tokens: int,
+    seeds: Seeds,
+    packing: PackingName = "concat",
+    mask_documents: bool = False,
 ) -> Iterator[Batch]:
-    """One pass over at most `max_tokens` tokens, the same ones each time; the last rows are filled up with PAD."""
-    if not shards:
+    """One pass over at most `max_tokens` tokens, the same ones each time; the last rows are filled up with PAD.
+
+    The tokens are those of a seeded sample of the sequences, all in memory at 2 bytes a token.
+    """
+    if not len(shards):
         return
-    epoch = Epoch(shards, epoch_order(shards, seeds))
-    total = min(epoch.tokens, max_tokens)
-    for first in range(0, total - 1, rows * context):
-        starts = range(first, min(first + rows * context, total - 1), context)
-        tokens = np.full((len(starts), context + 1), PAD, np.int64)
-        keys = [
-            epoch.read(start, tokens[row, : min(context + 1, total - start)])[1] for row, start in enumerate(starts)
-        ]
-        yield Batch(tokens, keys)
+    order = seeds.generator("parts").permutation(len(shards))
+    needed = max(EVALUATION_PARTS, 1 + int(np.searchsorted(np.cumsum(shards.tokens[order]), max_tokens)))
+    layout = make_packing(packing, context)
+    block = load_block(shards, [(int(part), 1.0) for part in order[:needed]], layout, seeds, max_tokens)
+    yield from _padded_batches(block, layout, rows, max_tokens, mask_documents)
+
+
+def _padded_batches(block: Block, layout: Packing, rows: int, max_tokens: int, mask_documents: bool) -> Iterator[Batch]:
+    stride, width = layout.stride, layout.context + 1
+    total = min(len(block), max_tokens) if layout.name == "concat" else len(block)
+    # The last token of a concat row is a target only, and an input of the next.
+    starts = range(0, total - (width - stride), stride)
+    for first in range(0, len(starts), rows):
+        tokens = np.full((len(starts[first : first + rows]), width), PAD, np.int64)
+        for row, start in zip(tokens, starts[first : first + rows], strict=True):
+            piece = block.tokens[start : min(start + width, total)]
+            row[: len(piece)] = piece
+        begin = starts[first]
+        yield Batch(tokens, mask_documents, stride, (Span(block, begin, min(begin + rows * stride + 1, total)),))

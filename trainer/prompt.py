@@ -1,174 +1,225 @@
-"""Prompts a model as the paper does: some images in, the next images out (arXiv 2312.00785, sections 4.2 and 4.3).
+"""The work of `uvd prompt`: several candidates for what a prompt asks for, ranked by perplexity, as sheet and JSON.
 
-A prompt is `[BOS]` and the images' tokens; tokens are drawn one at a time with a KV cache. Ids from 8192 on are never
-drawn and no end token is trusted: in LVM's files `eos_token_id` is an ordinary code. An image costs 256 forward passes.
+A candidate's perplexity is that of all its tokens under the model's own distribution: the lowest is the one that the
+model finds likeliest, which is not always the best picture. A candidate costs 256 forward passes a picture; the prompt
+is read once for all of them.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.utils.logging import disable_progress_bar
+from transformers import LlamaForCausalLM
 
-from uvd.manifests.sheet import Frame, contact_sheet
-from uvd.manifests.tokens import BOS, CODEBOOK_SIZE, TOKENS_PER_IMAGE, VOCAB_SIZE
-from uvd.sequences import Seeds
-from uvd.sequences.errors import UserError
-from uvd.trainer.checkpoint import CheckpointError, check_fingerprint, checkpoints, read_provenance
+from uvd.manifests.dataset import Dataset, DatasetError
+from uvd.manifests.find import find_sequence, find_tokens
+from uvd.manifests.image_shard import read_sequence
+from uvd.manifests.token_shard import read_tokens
+from uvd.manifests.tokens import TOKENS_PER_IMAGE, unframe
+from uvd.tokenize.tokenizer import Tokenizer
+from uvd.trainer.pretrained import load_model, trained_on
+from uvd.trainer.prompt_forms import Prompt, period_of
+from uvd.trainer.prompt_sheet import COLUMNS, SheetRow, prompt_sheet, rows_sheet
+from uvd.trainer.prompter import Prompter
+from uvd.trainer.sampling import PLAIN, PromptError, Sampling
 
-MAX_CONTEXT_IMAGES = 15
-"""One more is predicted: 16 images fill the paper's context."""
+__all__ = [
+    "Answer",
+    "PromptError",
+    "Question",
+    "answer",
+    "answer_sheet",
+    "dataset_question",
+    "load_model",
+    "predict_images",
+    "prompt_sheet",
+    "question",
+    "ranking",
+    "report",
+    "trained_on",
+    "true_answer",
+]
 
 
-class PromptError(UserError):
-    """A prompt that the model cannot take."""
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt with its ids, and the true answer where it is known.
+
+    Attributes:
+        ids: `(K, 256)` of the prompt's images.
+        truth, truth_ids: `(n, 256, 256, 3)` uint8 RGB and `(n, 256)`; n may be below `prompt.steps`.
+    """
+
+    prompt: Prompt
+    ids: NDArray[np.int64]
+    truth: NDArray[np.uint8]
+    truth_ids: NDArray[np.int64]
 
 
-class Tokenizer(Protocol):
-    """What `predict_images` needs of a tokenizer."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Pictures that were predicted, or are true.
 
-    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.uint16]:
-        """`(N, 256, 256, 3)` uint8 RGB to `(N, 256)` ids."""
-        ...
+    Attributes:
+        seed: None for the truth.
+        images: `(n, 256, 256, 3)` uint8 RGB.
+        losses: `(n, 256)` nats of each token.
+    """
 
-    def decode(self, ids: NDArray[np.uint16]) -> NDArray[np.uint8]:
-        """`(N, 256)` ids to `(N, 256, 256, 3)` uint8 RGB."""
-        ...
+    seed: int | None
+    images: NDArray[np.uint8]
+    losses: NDArray[np.float64]
+
+    @property
+    def perplexity(self) -> float:
+        return float(np.exp(self.losses.mean()))
+
+    def image_perplexities(self) -> list[float]:
+        return [float(value) for value in np.exp(self.losses.mean(axis=1))]
 
 
-def load_model(
-    path: str | Path, *, tokenizer_fingerprint: str | None = None, device: torch.device | str = "cpu"
-) -> LlamaForCausalLM:
-    """Loads a run folder, a checkpoint, or any Hugging Face Llama folder with LVM's vocabulary (8292, or 8192 bare).
+def question(prompter: Prompter, prompt: Prompt) -> Question:
+    """A prompt of which the answer is not known."""
+    none = np.empty((0, *prompt.images.shape[1:]), np.uint8)
+    return Question(prompt, prompter.encode(prompt.images), none, np.empty((0, TOKENS_PER_IMAGE), np.int64))
+
+
+def dataset_question(
+    prompter: Prompter, dataset: Dataset, key: str, context: int | None = None, steps: int = 1
+) -> Question:
+    """The first pictures of a dataset's sequence as prompt, and the next ones as truth.
 
     Args:
-        path: of a run, its final model is taken, or else its newest checkpoint.
-        tokenizer_fingerprint: of the tokenizer that will be used with it, to be checked.
+        key: of a sequence; where the dataset holds only its tokens, they are taken.
+        context: pictures in the prompt; all but the last `steps` by default.
+        steps: pictures to predict.
 
     Raises:
-        CheckpointError: if there is no model, or not a Llama of this vocabulary.
-        FingerprintMismatchError: if it was trained on tokens of another tokenizer.
+        DatasetError: if there is no such sequence, or its tokens are another tokenizer's.
+        PromptError: unless 1 <= context <= pictures of the sequence.
     """
-    folder = _model_folder(Path(path))
-    provenance = read_provenance(folder)
-    if tokenizer_fingerprint is not None:
-        check_fingerprint(provenance, tokenizer_fingerprint, "the tokenizer")
-    disable_progress_bar()
-    try:
-        config = LlamaConfig.from_pretrained(folder, local_files_only=True)
-        if config.vocab_size not in (CODEBOOK_SIZE, VOCAB_SIZE):
-            raise CheckpointError(
-                f"{folder} has a vocabulary of {config.vocab_size}; a visual model has {CODEBOOK_SIZE} or {VOCAB_SIZE}"
-            )
-        model = LlamaForCausalLM.from_pretrained(
-            folder, config=config, local_files_only=True, dtype=torch.float32, attn_implementation="sdpa"
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be loaded as a Llama model: {error}") from error
-    return model.to(device).eval()
+    images, ids, layout, roles = _stored(prompter, dataset, key)
+    length = len(images) - steps if context is None else context
+    if not 1 <= length <= len(images):
+        raise PromptError(f"{key} has {len(images)} pictures: a prompt of {length} and {steps} more cannot be taken")
+    beyond = range(len(roles) + 1, length + steps + 1)
+    labels = [*(f"{number} {role}" for number, role in enumerate(roles, 1)), *map(str, beyond)]
+    period = period_of(roles)
+    prompt = Prompt(layout, images[:length], steps, tuple(labels[: length + steps]), period)
+    end = length + steps
+    return Question(prompt, ids[:length], images[length:end], ids[length:end])
 
 
-def trained_on(path: str | Path) -> str | None:
-    """Fingerprint of the tokenizer whose tokens a model was trained on; None for models that do not say."""
-    provenance = read_provenance(_model_folder(Path(path)))
-    return None if provenance is None else provenance.tokenizer_fingerprint
+def _stored(
+    prompter: Prompter, dataset: Dataset, key: str
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], str, list[str]]:
+    """Pictures, ids, layout and roles of a sequence."""
+    tokenizer = prompter.tokenizer
+    known = key.rpartition("-")[0].rpartition("-")[0]
+    if known in dataset.sources() or not dataset.token_folders():
+        shard, row = find_sequence(dataset, key)
+        images = read_sequence(dataset, shard, row).pictures()
+        return images, prompter.encode(images), row["layout"], row["roles"]
+    shard, row = find_tokens(dataset, key, tokenizer.name)
+    if dataset.metadata(shard)["tokenizer_fingerprint"] != tokenizer.fingerprint:
+        raise DatasetError(f"the tokens of {key!r} were made by another tokenizer named {tokenizer.name!r}")
+    ids = unframe(read_tokens(dataset, shard, row)).astype(np.int64)
+    return prompter.decode(ids), ids, row["layout"], row["roles"]
 
 
-def _model_folder(path: Path) -> Path:
-    for folder in (path, path / "model", *reversed(checkpoints(path))):
-        if (folder / "config.json").exists():
-            return folder
-    raise CheckpointError(f"no model in {path}: neither config.json, nor model/, nor checkpoints/step-*")
-
-
-@torch.no_grad()
-def generate(
-    model: LlamaForCausalLM,
-    prompt_tokens: NDArray[np.integer],
-    num_images: int = 1,
+def answer(
+    prompter: Prompter,
+    asked: Question,
     *,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
+    candidates: int = 1,
+    sampling: Sampling = PLAIN,
     seed: int = 0,
-) -> NDArray[np.uint16]:
-    """Draws the tokens of the next images.
+    window: bool = False,
+) -> list[Answer]:
+    """Draws candidates with seeds `seed`, `seed + 1`, …; the one of least perplexity first.
 
     Args:
-        prompt_tokens: `(T,)` ids: BOS (left out for a model without it) and whole images.
-        num_images: how many to draw.
-        temperature: 0 takes the likeliest token each time.
-        top_p: smallest set of tokens whose probability adds up to this is drawn from; 1 for all.
-        top_k: so many of the likeliest tokens are drawn from; 0 for all.
-        seed: same seed, same images.
+        window: drop the oldest pictures, by whole periods, where the prompt does not fit the context.
+
+    Raises:
+        PromptError: for fewer than one candidate, several at temperature 0, or if the prompt does not fit.
+    """
+    if candidates < 1:
+        raise PromptError(f"{candidates} candidates; at least 1")
+    if candidates > 1 and sampling.temperature == 0:
+        raise PromptError("at temperature 0 all candidates are the same; ask for one, or raise the temperature")
+    prompt = asked.prompt
+    seeds = range(seed, seed + candidates)
+    drawn = prompter.sample(
+        [asked.ids] * len(seeds), prompt.steps, sampling, seeds, window=prompt.period if window else 0
+    )
+    pictures = prompter.decode(drawn.ids.reshape(-1, drawn.ids.shape[2]))
+    pictures = pictures.reshape(len(seeds), prompt.steps, *pictures.shape[1:])
+    answers = [Answer(*parts) for parts in zip(seeds, pictures, drawn.losses, strict=True)]
+    return sorted(answers, key=lambda candidate: candidate.perplexity)
+
+
+def true_answer(prompter: Prompter, asked: Question, *, window: bool = False) -> Answer | None:
+    """The truth and its losses, each picture after the prompt and the true ones before it; None if it is not known."""
+    if not len(asked.truth):
+        return None
+    losses = []
+    for known, ids in enumerate(asked.truth_ids):
+        before = np.concatenate([asked.ids, asked.truth_ids[:known]])
+        (before,), _ = prompter.fit([before], 1, asked.prompt.period if window else 0)
+        losses.append(prompter.answer_losses([before], ids[None])[0])
+    return Answer(None, asked.truth, np.stack(losses))
+
+
+def answer_sheet(prompt: Prompt, answers: list[Answer], truth: Answer | None, title: str = "") -> NDArray[np.uint8]:
+    """Prompt in grey frames, candidates in red ones, best first, truth unframed, each with its perplexity.
 
     Returns:
-        `(num_images, 256)` uint16 in [0, 8192).
-
-    Raises:
-        PromptError: if the prompt is empty, has ids out of range, or leaves too little of the model's context.
+        `(height, width, 3)` uint8 RGB.
     """
-    context = int(model.config.max_position_embeddings)
-    total = num_images * TOKENS_PER_IMAGE
-    _check_prompt(prompt_tokens, total, context, model.config.vocab_size)
-    rng = Seeds(seed, ("trainer", "prompt")).generator()
-    step = torch.from_numpy(prompt_tokens.astype(np.int64))[None].to(model.device)
-    cache = None
-    drawn = np.empty(total, np.uint16)
-    for position in range(total):
-        output = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = output.past_key_values
-        logits = output.logits[0, -1, :CODEBOOK_SIZE].float().cpu().numpy().astype(np.float64)
-        drawn[position] = draw(logits, rng, temperature=temperature, top_p=top_p, top_k=top_k)
-        step = torch.tensor([[int(drawn[position])]], device=model.device)
-    return drawn.reshape(num_images, TOKENS_PER_IMAGE)
+    given = SheetRow(prompt.images, prompt.labels[: len(prompt.images)], "given")
+    rows = [
+        SheetRow(candidate.images, _labels(prompt, candidate, f"#{rank}"), "predicted")
+        for rank, candidate in enumerate(answers, 1)
+    ]
+    if truth is not None:
+        rows.append(SheetRow(truth.images, _labels(prompt, truth, "truth"), "none"))
+    # Single pictures stand side by side, longer answers below one another.
+    sections = [rows] if prompt.steps == 1 else [[row] for row in rows]
+    columns = max(prompt.period, COLUMNS // prompt.period * prompt.period)
+    return rows_sheet([[given], *sections], title=title, columns=columns)
 
 
-def _check_prompt(tokens: NDArray[np.integer], wanted: int, context: int, vocabulary: int) -> None:
-    if tokens.ndim != 1 or not len(tokens):
-        raise PromptError(f"a prompt is one row of token ids, not {tokens.shape}")
-    if int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
-        raise PromptError(
-            f"the prompt has ids from {tokens.min()} to {tokens.max()}; the model's vocabulary is {vocabulary}"
-        )
-    # The last token that is drawn is not fed back, so it needs no position.
-    needed = len(tokens) + wanted - 1
-    if needed > context:
-        fits = (context - 1) // TOKENS_PER_IMAGE
-        raise PromptError(
-            f"prompt and prediction need {needed} tokens, the model's context is {context}: "
-            f"at most {fits} images, the predicted ones included"
-        )
+def _labels(prompt: Prompt, shown: Answer, name: str) -> list[str]:
+    roles = prompt.labels[len(prompt.images) :]
+    values = zip(roles, shown.image_perplexities(), strict=False)
+    return [f"{name}: {role}, perplexity {value:,.1f}" for role, value in values]
 
 
-def draw(
-    logits: NDArray[np.float64],
-    rng: np.random.Generator,
-    *,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-) -> int:
-    """Draws one id from `(V,)` logits: first top-k, then top-p, on the probabilities at the given temperature.
+def ranking(answers: list[Answer], truth: Answer | None) -> list[str]:
+    """A line for each candidate, best first, and one for the truth."""
+    shown = [(f"#{rank} seed {one.seed}", one) for rank, one in enumerate(answers, 1)]
+    return [
+        f"{name}: perplexity {one.perplexity:,.2f}" for name, one in [*shown, *([("truth", truth)] if truth else [])]
+    ]
 
-    Raises:
-        PromptError: for settings out of range.
-    """
-    if temperature < 0 or not 0 < top_p <= 1 or top_k < 0:
-        raise PromptError(f"temperature {temperature}, top_p {top_p}, top_k {top_k}: out of range")
-    if temperature == 0:
-        return int(logits.argmax())
-    order = np.argsort(-logits, kind="stable")[: top_k or None]
-    weights = np.exp((logits[order] - logits[order[0]]) / temperature)
-    sums = np.cumsum(weights / weights.sum())
-    keep = int(np.searchsorted(sums, top_p)) + 1 if top_p < 1 else len(sums)
-    return int(order[np.searchsorted(sums[:keep], rng.random() * sums[:keep][-1], side="right").clip(max=keep - 1)])
+
+def report(asked: Question, answers: list[Answer], truth: Answer | None) -> dict[str, Any]:
+    """What `uvd prompt --json` prints of a prompt: perplexities of candidates, best first, and of the truth."""
+    return {
+        "form": asked.prompt.form,
+        "prompt_images": len(asked.prompt.images),
+        "steps": asked.prompt.steps,
+        "candidates": [{"rank": rank, "seed": one.seed, **_numbers(one)} for rank, one in enumerate(answers, 1)],
+        "truth": None if truth is None else _numbers(truth),
+    }
+
+
+def _numbers(shown: Answer) -> dict[str, Any]:
+    return {"perplexity": shown.perplexity, "image_perplexities": shown.image_perplexities()}
 
 
 def predict_images(
@@ -182,50 +233,20 @@ def predict_images(
     top_k: int = 0,
     seed: int = 0,
 ) -> NDArray[np.uint8]:
-    """Predicts the images that follow.
+    """Predicts the images that follow: one candidate.
 
     Args:
-        images: `(N, 256, 256, 3)` uint8 RGB, 1 to 15 of them: frames, or pairs and a query.
+        images: `(N, 256, 256, 3)` uint8 RGB: frames, or pairs and a query.
         steps: how many images to predict.
 
     Returns:
         `(steps, 256, 256, 3)` uint8 RGB.
 
     Raises:
-        PromptError: for no images, over 15, or more than the model's context holds.
+        PromptError: for no images, or more than the model's context holds.
     """
-    if not 1 <= len(images) <= MAX_CONTEXT_IMAGES:
-        raise PromptError(f"a prompt takes 1 to {MAX_CONTEXT_IMAGES} images, not {len(images)}")
-    prompt = prompt_of(tokenizer.encode(images), model.config.vocab_size)
-    drawn = generate(model, prompt, steps, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    return tokenizer.decode(drawn)
-
-
-def prompt_of(codes: NDArray[np.uint16], vocabulary: int = VOCAB_SIZE) -> NDArray[np.int64]:
-    """`[BOS]` and the `(n, 256)` codes of the context images; a vocabulary of bare codes has no BOS."""
-    body = codes.reshape(-1).astype(np.int64)
-    return body if vocabulary <= BOS else np.concatenate([[BOS], body])
-
-
-def prompt_sheet(
-    context: NDArray[np.uint8],
-    predictions: NDArray[np.uint8],
-    truth: NDArray[np.uint8] | None = None,
-    *,
-    title: str = "",
-    columns: int = 8,
-) -> NDArray[np.uint8]:
-    """A contact sheet: context images in grey frames, predictions in red ones, then what is true, if known, unframed.
-
-    Args:
-        context, predictions, truth: `(n, H, W, 3)` uint8 RGB of one size.
-
-    Returns:
-        `(height, width, 3)` uint8 RGB.
-    """
-    given: list[Frame] = ["given"] * len(context)
-    predicted: list[Frame] = ["predicted"] * len(predictions)
-    known = [] if truth is None else list(truth)
-    true: list[Frame] = ["none"] * len(known)
-    pictures = [*context, *predictions, *known]
-    return contact_sheet(pictures, frames=given + predicted + true, columns=columns, title=title)
+    if not len(images):
+        raise PromptError("a prompt takes at least one image")
+    prompter = Prompter(model, tokenizer, batch_size=1)
+    sampling = Sampling(temperature, top_k, top_p)
+    return prompter.decode(prompter.complete([prompter.encode(images)], steps, sampling, [seed])[0])

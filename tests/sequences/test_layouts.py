@@ -121,6 +121,25 @@ def test_24_views_give_two_windows_of_16():
     assert [len(window) for window in orbit_windows(24, 5, 1)] == [16, 16]
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 9))
+def test_each_role_of_an_object_has_the_same_windows(views, roles, seed):
+    names = ("view", "depth", "normals", "mask")[:roles]
+    pictures = tuple(Picture(role, BLANK, "a.glb", (1, 1), view) for view in range(views) for role in names)
+    found = sequences(arrange("multiview", [Example((0,), "d", "train", pictures)], Seeds(seed)))
+    alone = sequences(arrange("multiview", [Example((0,), "d", "train", pictures[::roles])], Seeds(seed)))
+    order = [[picture.index for picture in sequence.pictures] for sequence in alone]
+    for place, role in enumerate(names):
+        mine = found[place::roles]
+        assert {name for sequence in mine for name in sequence.roles} == {role}
+        assert [[picture.index for picture in sequence.pictures] for sequence in mine] == order
+
+
+def test_roles_of_an_object_with_unequal_views_are_refused():
+    with pytest.raises(LayoutError, match="'view': 2, 'depth': 1"):
+        arrange("multiview", [make(0, ("view", "depth", "view"))])
+
+
 @given(st.integers(2, 30), st.integers(0, 10_000))
 def test_drawn_roles_are_distinct_and_fit(count, seed):
     roles = [f"r{number}" for number in range(count)]

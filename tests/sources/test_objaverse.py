@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -16,9 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import trimesh
+from object_support import OBJ, TRIANGLE, glb, gltf, packed_glb, png_bomb, textured_glb, zipped
 from PIL import Image
-from trimesh.visual.material import PBRMaterial
-from trimesh.visual.texture import TextureVisuals
 
 from uvd.renderers.multiview_files import ConfinedResolver, is_external, load_object
 from uvd.sequences import Example, Reason, Reject, Seeds
@@ -148,32 +148,6 @@ def _is_gone(pid: int) -> bool:
 # --- files -------------------------------------------------------------------------------------------------------
 
 
-def gltf(**changes: Any) -> dict[str, Any]:
-    """A triangle as glTF with its buffer in a file, `data.bin`."""
-    tree: dict[str, Any] = {
-        "asset": {"version": "2.0"},
-        "scene": 0,
-        "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0}],
-        "meshes": [{"primitives": [{"attributes": {"POSITION": 0}}]}],
-        "accessors": [{"bufferView": 0, "componentType": 5126, "count": 3, "type": "VEC3"}],
-        "bufferViews": [{"buffer": 0, "byteLength": 36}],
-        "buffers": [{"uri": "data.bin", "byteLength": 36}],
-    }
-    return tree | changes
-
-
-TRIANGLE = struct.pack("<9f", 0, 0, 0, 1, 0, 0, 0, 1, 0)
-
-
-def glb(tree: dict[str, Any], claimed: int | None = None) -> bytes:
-    text = json.dumps(tree).encode()
-    text += b" " * (-len(text) % 4)
-    chunk = struct.pack("<II", len(TRIANGLE), 0x004E4942) + TRIANGLE
-    length = 20 + len(text) + len(chunk) if claimed is None else claimed
-    return struct.pack("<4sIIII", b"glTF", 2, length, len(text), 0x4E4F534A) + text + chunk
-
-
 def reason_of(path: Path, data: bytes | str | dict[str, Any], max_bytes: int = LIMIT) -> Reason:
     text = json.dumps(data) if isinstance(data, dict) else data
     path.write_bytes(text.encode() if isinstance(text, str) else text)
@@ -208,9 +182,6 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "data.bin").symlink_to(secret)
     assert reason_of(folder / "a.gltf", gltf()) is Reason.EXTERNAL_REFERENCE
-
-
-OBJ = "v 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nusemtl m\nf 1/1 2/1 3/1\n"
 
 
 @pytest.mark.parametrize("library", ["../m.mtl", "/etc/m.mtl", "http://a.example/m.mtl"])
@@ -272,15 +243,25 @@ def test_a_json_bomb_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # --- the source --------------------------------------------------------------------------------------------------
 
 
+def textured(uri: str) -> bytes:
+    """A triangle with a texture."""
+    tree = gltf(
+        meshes=[{"primitives": [{"attributes": {"POSITION": 0, "TEXCOORD_0": 1}, "material": 0}]}],
+        materials=[{"pbrMetallicRoughness": {"baseColorTexture": {"index": 0}}}],
+        textures=[{"source": 0}],
+        images=[{"uri": uri}],
+        buffers=[{"byteLength": 60}],
+    )
+    tree["bufferViews"].append({"buffer": 0, "byteOffset": 36, "byteLength": 24})
+    tree["accessors"].append({"bufferView": 1, "componentType": 5126, "count": 3, "type": "VEC2"})
+    return glb(tree, binary=TRIANGLE + bytes(24))
+
+
 def write_objects(root: Path) -> None:
-    """Three good objects, and one for every kind of trouble between them."""
+    """Five good objects, and one for every kind of trouble between them."""
     (root / "b").mkdir(parents=True)
-    box = trimesh.creation.box()
-    uv = np.random.default_rng(0).random((8, 2))
-    image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (32, 32, 3), dtype=np.uint8))
-    box.visual = TextureVisuals(uv=uv, material=PBRMaterial(baseColorTexture=image, metallicFactor=0.0))
-    box.export(root / "a_textured.glb")
-    whole = (root / "a_textured.glb").read_bytes()
+    whole = textured_glb()
+    (root / "a_textured.glb").write_bytes(whole)
     (root / "b" / "truncated.glb").write_bytes(whole[: len(whole) // 2])
     (root / "b" / "external.gltf").write_text(
         json.dumps(gltf(buffers=[{"uri": "http://a.example/b", "byteLength": 36}]))
@@ -293,6 +274,24 @@ def write_objects(root: Path) -> None:
     (root / "b" / "many.stl").write_bytes(trimesh.creation.icosphere(subdivisions=4).export(file_type="stl"))
     (root / "b" / "abort.obj").write_text(OBJ)
     (root / "b" / "notes.txt").write_text("not an object")
+    cycle = [{"children": [1]}, {"children": [0], "mesh": 0}]
+    bomb = "data:image/png;base64," + base64.b64encode(png_bomb()).decode()
+    hostile = {
+        "bomb.zip": zipped({"a.obj": bytes(64 << 20)}),
+        "cycle.glb": packed_glb(nodes=cycle),
+        "json.glb": packed_glb(extras=[0] * 12_000_000),
+        "lines.gltf": json.dumps(gltf(meshes=[{"primitives": [{"attributes": {"POSITION": 0}, "mode": 1}]}])),
+        "lines.obj": "v 0 0 0\nv 1 0 0\nl 1 2\n",
+        "points.glb": packed_glb(meshes=[{"primitives": [{"attributes": {"POSITION": 0}, "mode": 0}]}]),
+        "slip.zip": zipped({"a.glb": whole, "../../a.png": b"x"}),
+        "texture.glb": textured(bomb),
+        "unused.glb": packed_glb(nodes=[{}]),
+    }
+    for name, data in hostile.items():
+        (root / "b" / name).write_bytes(data.encode() if isinstance(data, str) else data)
+    (root / "b" / "data.bin").write_bytes(TRIANGLE)
+    (root / "mirrored.glb").write_bytes(packed_glb(nodes=[{"mesh": 0, "scale": [-1, 2, 3]}]))
+    (root / "zipped.zip").write_bytes(zipped({"model/a.glb": whole}))
     trimesh.creation.icosphere(subdivisions=2).export(root / "c.PLY", file_type="ply")
     trimesh.creation.cylinder(1, 2).export(root / "z.stl")
 
@@ -309,7 +308,7 @@ def test_every_object_is_an_example_or_a_reject(tmp_path: Path, handlers: str, m
     write_objects(tmp_path)
     monkeypatch.setattr(objaverse, "HANDLER", "isolated_handlers:render_or_die")
     monkeypatch.setenv("PYTHONPATH", handlers)
-    source = ObjaverseSource(config(tmp_path))
+    source = ObjaverseSource(config(tmp_path, max_bytes=50 << 20))
     results = produce(source)
     names = [item["origin"] for unit in source.plan() for item in unit.payload["items"]]
     assert names == sorted(names)
@@ -322,16 +321,27 @@ def test_every_object_is_an_example_or_a_reject(tmp_path: Path, handlers: str, m
     assert outcome == {
         "a_textured.glb": 3,
         "b/abort.obj": Reason.CRASHED,
+        "b/bomb.zip": Reason.TOO_LARGE,
+        "b/cycle.glb": Reason.NOT_3D,
         "b/empty.obj": Reason.NO_FACES,
         "b/external.gltf": Reason.EXTERNAL_REFERENCE,
         "b/flat.obj": Reason.BAD_GEOMETRY,
+        "b/json.glb": Reason.TOO_LARGE,
         "b/line.obj": Reason.BLANK_VIEW,
+        "b/lines.gltf": Reason.NO_FACES,
+        "b/lines.obj": Reason.NO_FACES,
         "b/many.stl": Reason.TOO_COMPLEX,
         "b/nan.obj": Reason.BAD_GEOMETRY,
+        "b/points.glb": Reason.NO_FACES,
         "b/points.ply": Reason.NO_FACES,
+        "b/slip.zip": Reason.EXTERNAL_REFERENCE,
+        "b/texture.glb": Reason.TOO_COMPLEX,
         "b/truncated.glb": Reason.TRUNCATED,
+        "b/unused.glb": Reason.NO_FACES,
         "c.PLY": 3,
+        "mirrored.glb": 3,
         "z.stl": 3,
+        "zipped.zip": 3,
     }
     assert len(results) == len(names)
     example = results[0]
