@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from uvd.manifests.dataset import Dataset
 from uvd.pipeline.cli_data import DatasetOption
 from uvd.pipeline.cli_tokenizer import TokenizerOption
 from uvd.pipeline.config import ConfigError
+from uvd.pipeline.measuring import Advance, measure_model
 
 if TYPE_CHECKING:
     from uvd.sequences import Resize
@@ -41,8 +37,7 @@ TopPOption = Annotated[float, typer.Option(help="Draw from the smallest set of t
 TopKOption = Annotated[int, typer.Option(help="Draw from so many likeliest tokens; 0 for all.")]
 PascalOption = Annotated[Path, typer.Option(help="VOCdevkit/VOC2012, with JPEGImages, masks or XML, and ImageSets.")]
 
-FORMATS, PRECISIONS, RESIZES = ("table", "json"), ("fp32", "bf16"), ("stretch", "center_crop")
-Advance = Callable[[int], None]
+RESIZES = ("stretch", "center_crop")
 
 
 def perplexity(
@@ -87,7 +82,7 @@ def perplexity(
             advance=advance,
         )
 
-    _run(measure, model, tokenizer, device, precision, out, format)
+    measure_model(measure, model, tokenizer, device, precision, out, format)
 
 
 def frames(
@@ -130,7 +125,7 @@ def frames(
             advance=advance,
         )
 
-    _run(measure, model, tokenizer, device, precision, out, format)
+    measure_model(measure, model, tokenizer, device, precision, out, format)
 
 
 def segmentation(
@@ -176,7 +171,7 @@ def segmentation(
             advance=advance,
         )
 
-    _run(measure, model, tokenizer, device, precision, out, format, asking)
+    measure_model(measure, model, tokenizer, device, precision, out, format, asking)
 
 
 def detection(
@@ -220,7 +215,7 @@ def detection(
             advance=advance,
         )
 
-    _run(measure, model, tokenizer, device, precision, out, format, asking)
+    measure_model(measure, model, tokenizer, device, precision, out, format, asking)
 
 
 def colorization(
@@ -262,7 +257,7 @@ def colorization(
             advance=advance,
         )
 
-    _run(measure, model, tokenizer, device, precision, out, format, asking)
+    measure_model(measure, model, tokenizer, device, precision, out, format, asking)
 
 
 def keypoints(
@@ -306,7 +301,7 @@ def keypoints(
             advance=advance,
         )
 
-    _run(measure, model, tokenizer, device, precision, out, format, asking)
+    measure_model(measure, model, tokenizer, device, precision, out, format, asking)
 
 
 def raven(
@@ -338,7 +333,7 @@ def raven(
             prompter, forms=form or (), puzzles=puzzles, examples=examples, seed=seed, advance=advance
         )
 
-    _run(measure, model, tokenizer, device, precision, out, format)
+    measure_model(measure, model, tokenizer, device, precision, out, format)
 
 
 def _asking(temperature: float, top_p: float, top_k: int, seed: int, batch: int) -> Asking:
@@ -352,66 +347,6 @@ def _resize(name: str) -> Resize:
     if name not in RESIZES:
         raise ConfigError(f"--resize {name}: expected {' or '.join(RESIZES)}")
     return cast("Resize", name)
-
-
-def _run(
-    measure: Callable[[Prompter, Advance], Report],
-    model: Path,
-    tokenizer: str,
-    device: str,
-    precision: str,
-    out: Path | None,
-    format: str,
-    asking: Asking | None = None,
-) -> None:
-    """Loads the model, measures under a progress bar, prints the result and writes it."""
-    for name, value, known in (("format", format, FORMATS), ("precision", precision, PRECISIONS)):
-        if value not in known:
-            raise ConfigError(f"--{name} {value}: expected {' or '.join(known)}")
-    from uvd.trainer.prompter import Prompter
-
-    console = Console(stderr=True)
-    prompter = Prompter.load(model, tokenizer, device, precision=precision)
-    with Progress(
-        "[progress.description]{task.description}",
-        "{task.completed} episodes, {task.elapsed:.0f} s",
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
-        task = progress.add_task("measuring", total=None)
-        report = measure(prompter, lambda done: progress.advance(task, done))
-    report.settings |= {"model": str(model), "tokenizer": prompter.tokenizer.name}
-    report.settings |= {"tokenizer_fingerprint": prompter.tokenizer.fingerprint, "precision": precision}
-    report.settings |= {"device": str(prompter.device), "context_images": prompter.context_images}
-    if asking is not None:
-        sampling = asking.sampling
-        report.settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
-    if format == "json":
-        print(report.as_json())
-    else:
-        _print_table(report, Console())
-    for path in report.save(out) if out is not None else []:
-        console.print(f"wrote {path}", markup=False)
-
-
-def _print_table(report: Report, console: Console) -> None:
-    console.print(f"{report.task}: {report.settings['model']}, {report.settings['tokenizer']}", markup=False)
-    table = Table(box=box.SIMPLE_HEAD, padding=0)
-    for name in ("group", "predictor"):
-        table.add_column(name)
-    for name in ("episodes", *report.measures()):
-        justify: Literal["right"] = "right"
-        table.add_column(name, justify=justify)
-    previous = None
-    for cells in report.cells():
-        if previous not in (None, cells[0]) and not report.curves:
-            table.add_section()
-        table.add_row("" if cells[0] == previous else cells[0], *cells[1:])
-        previous = cells[0]
-    console.print(table)
-    for note in (report.protocol, *report.notes):
-        console.print(note, style="dim", markup=False, highlight=False)
 
 
 def register(app: typer.Typer) -> None:

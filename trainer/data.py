@@ -252,6 +252,11 @@ class PackedTokens:
         self._here = _Place(state["epoch"], state["block"], state["position"])
         self._blocks, self._ahead = {}, None
 
+    def wait(self) -> None:
+        """Waits until the block that is being read ahead is there, so that a measurement holds all of its own work."""
+        if self._ahead is not None:
+            self._ahead[1].exception()
+
     def _walk(self, place: _Place, slots: int) -> tuple[_Place, tuple[Span, ...]]:
         """Where so many slots end, and what they are."""
         spans, begin = [], place.epoch

@@ -47,7 +47,8 @@ PROTOCOL = (
     "pictures, one more or one less each time. series: five pictures that move, grow, darken or take turns. no "
     "context: the model after a black picture alone, which shows what it prefers anyway; gain: the lowest ratio of the "
     "two. truth chooses the candidate nearest to the right picture; tokenizer the one whose tokens differ least from "
-    "the right one's (under 1 if two candidates have the same tokens); blank the one nearest to black. Ties share the point."
+    "the right one's (under 1 if two candidates have the same tokens); blank the one nearest to black. Ties share "
+    "the point."
 )
 
 
