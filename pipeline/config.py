@@ -97,7 +97,9 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
         return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
     if problem["type"] == "missing":
         return f"key {key!r} is missing"
-    return f"{key}: {problem['msg']} (got {problem['input']!r})"
+    message = problem["msg"].removeprefix("Value error, ")
+    # A rule over several keys has no place of its own, and its input is the whole config.
+    return f"{key}: {message} (got {problem['input']!r})" if key else message
 
 
 def data_settings(config: BaseModel) -> dict[str, Any]:

@@ -189,9 +189,12 @@ def decode_labels(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.in
         `(H, W)` int32.
 
     Raises:
-        RejectedInput: not an image, too many pixels, truncated, or a colour image (ids are not defined then).
+        RejectedInput: not an image, too many pixels, truncated, a JPEG, or a colour image (ids are not defined then).
     """
-    image = _open(_checked_header(data, max_pixels))
+    header = _checked_header(data, max_pixels)
+    if header.format == "JPEG":
+        raise RejectedInput(Reason.BAD_ANNOTATION, "a JPEG: its ids are not those that were written")
+    image = _open(header)
     try:
         image.load()
     except _DECODING_ERRORS as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,17 @@ Draw = Callable[[Transform, NDArray[np.uint8]], tuple[NDArray[np.uint8], bool]]
 """(the example's transform, the photo after it) → the annotation as `(256, 256, 3)` uint8 RGB, and whether it shows
 anything there. Labels are taken through the transform by nearest neighbour, coordinates are mapped and then drawn.
 Raises RejectedInput for an annotation that cannot be drawn."""
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Within it a `RejectedInput` names the file that is to blame."""
+    try:
+        yield
+    except RejectedInput as rejected:
+        if path in rejected.detail:
+            raise
+        raise RejectedInput(rejected.reason, f"{path}: {rejected.detail}") from rejected
 
 
 class ImageFolder(Protocol):
@@ -42,8 +54,9 @@ def open_image(config: ImageFolder, path: str) -> tuple[NDArray[np.uint8], tuple
 
 
 def open_labels(config: ImageFolder, path: str) -> Labels:
-    """`decode_labels` of a file of the input."""
-    return decode_labels(read_bytes(config.input / path, config.max_bytes), max_pixels=config.max_pixels)
+    """`decode_labels` of a file of the input; a reject names it."""
+    with naming(path):
+        return decode_labels(read_bytes(config.input / path, config.max_bytes), max_pixels=config.max_pixels)
 
 
 def check_size(annotation: NDArray, path: str, pixels: NDArray[np.uint8]) -> None:

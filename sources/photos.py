@@ -40,6 +40,21 @@ class PhotoConfig(SourceConfig):
         """Whether annotations may say where people are."""
         return False
 
+    @property
+    def has_annotations(self) -> bool:
+        """Whether photos come with annotations."""
+        return False
+
+    @model_validator(mode="after")
+    def _something_beside_the_photo(self) -> Self:
+        wanted = [layout for layout in self.layouts if self.layouts[layout] and layout != "single"]
+        if others := sorted(set(wanted) - {"pairs", "tuples", "whole"}):
+            raise ValueError(f"layout {others[0]} does not arrange photos: use single, pairs, tuples or whole")
+        alone = [layout for layout in wanted if layout != "whole"]
+        if alone and not self.has_annotations and not self.adds_pictures:
+            raise ValueError(f"layout {alone[0]} needs pictures beside the photo: set derive or estimate")
+        return self
+
     @model_validator(mode="after")
     def _boxes_that_are_given(self) -> Self:
         pose = self.estimate.pose

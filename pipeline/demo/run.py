@@ -94,7 +94,8 @@ def source_configs(inputs: Path) -> Iterator[SourceConfig]:
             "layouts": {"pairs": 1.0},
         },
         "video": {"input": inputs / "videos", "shard_size": 2, "min_frames": 8, "windows_per_stride": 6},
-        "annotated": {"input": coco / "images", "annotations": [coco / "instances.json"], "shard_size": 52},
+        "annotated": {"input": coco / "images", "annotations": [coco / "instances.json"], "shard_size": 52}
+        | {"derive": ["grey", "masked"]},
         "categories": {"input": inputs / "categories", "shard_size": 48},
         "annotated-video": {"input": inputs / "annotated_video", "shard_size": 12},
         "objaverse": {"input": inputs / "objects", "shard_size": 3},

@@ -72,6 +72,11 @@ class PoseSettings(_Settings):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
+        own = ("config", "checkpoint", "detector_config", "detector_checkpoint")
+        if self.backend == "blazepose" and (self.boxes == "given" or any(getattr(self, name) for name in own)):
+            raise ValueError(f"blazepose finds people itself: {', '.join(own)} and boxes: given are mmpose's")
+        if self.backend == "mmpose" and self.model_dir is not None:
+            raise ValueError("model_dir is blazepose's; mmpose has config and checkpoint")
         if self.backend == "mmpose":
             if self.config is None or self.checkpoint is None:
                 raise ValueError("mmpose needs config and checkpoint")

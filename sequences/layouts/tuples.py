@@ -1,7 +1,8 @@
 """`tuples`: an image and its k annotations; m of these 1 + k roles in one order, as many m-tuples as fit 16 images.
 
 Paper, section 3.1: for images with several annotations, m is drawn, then the roles, then their order, which stays the
-same for the whole sequence. Examples are grouped by the roles that they have; the draw is seeded per sequence.
+same for the whole sequence. Examples wait for others of the same roles and group (masks of one class); the draw is
+seeded per sequence.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ class Tuples(Layout):
 
     def __init__(self, seeds: Seeds) -> None:
         super().__init__(seeds)
-        self._waiting: dict[tuple[str, str, Roles], list[Example]] = defaultdict(list)
-        self._drawn: dict[tuple[str, str, Roles], Roles] = {}
+        self._waiting: dict[tuple[str, str, str, Roles], list[Example]] = defaultdict(list)
+        self._drawn: dict[tuple[str, str, str, Roles], Roles] = {}
         self._draws = 0
 
     def add(self, example: Example) -> Iterator[Arranged]:
         roles = tuple(picture.role for picture in example.pictures)
         if len(set(roles)) < 2 or len(set(roles)) != len(roles):
             raise LayoutError(f"tuples: {example.pictures[0].origin!r} needs two or more different roles, has {roles}")
-        key = (example.dataset, example.split, roles)
+        key = (example.dataset, example.split, example.group, roles)
         if key not in self._drawn:
             self._drawn[key] = draw_roles(roles, self.seeds.generator(self._draws))
             self._draws += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from uvd.sources.annotated.map_form import MapForm
 from uvd.sources.annotated.presets import PRESETS
@@ -88,20 +88,46 @@ class AnnotatedConfig(PhotoConfig):
             raise ValueError(f"kind {self.kind} needs annotations: its JSON files")
         if self.kind == "files" and not (self.images and self.maps):
             raise ValueError("kind files needs images and maps")
+        maps = PRESETS[self.kind].maps if self.kind in PRESETS else self.maps
+        if unknown := sorted(set(self.roles) - maps.keys()):
+            raise ValueError(f"kind {self.kind} has no role {unknown[0]!r}; there are {', '.join(maps)}")
         for name in ("render", "derive"):
             if len(set(getattr(self, name))) != len(getattr(self, name)):
                 raise ValueError(f"{name} names something twice")
-        if twice := set(self.estimate.roles) & self.annotated_roles:
-            raise ValueError(f"{min(twice)} is annotated and would be estimated too: leave one of them out")
+        if twice := self.annotated_roles & {*self.estimate.roles, *self.derive}:
+            raise ValueError(f"{min(twice)} is annotated and would be derived or estimated too: leave one of them out")
+        if self._groups and self.layouts.get("whole"):
+            raise ValueError("masks of one class (foreground) cannot be kept by the layout whole, which has no classes")
         return self
+
+    @field_validator("annotations", mode="before")
+    @classmethod
+    def _one_file(cls, annotations: object) -> object:
+        return (annotations,) if isinstance(annotations, str | Path) else annotations
+
+    @property
+    def _maps(self) -> dict[str, MapForm]:
+        maps = PRESETS[self.kind].maps if self.kind in PRESETS else self.maps
+        return {role: form for role, form in maps.items() if not self.roles or role in self.roles}
+
+    @property
+    def _groups(self) -> bool:
+        """Whether there are masks of one class, in sequences of their own."""
+        if self.reader == "files":
+            return any(form.foreground for form in self._maps.values())
+        return self.kind in ("coco", "voc", "yolo") and "foreground" in self.render
 
     @property
     def annotated_roles(self) -> set[str]:
         """Roles that the annotations may give."""
         if self.reader == "files":
-            maps = PRESETS[self.kind].maps if self.kind in PRESETS else self.maps
-            return set(self.roles or maps)
-        return {"panoptic": {"segmentation"}, "shards": set[str]()}.get(self.kind, set(self.render))
+            return set(self._maps)
+        drawn: set[str] = set(self.render) - ({"pose"} if self.kind in ("voc", "yolo") else set())
+        return {"panoptic": {"segmentation"}, "shards": set[str]()}.get(self.kind, drawn)
+
+    @property
+    def has_annotations(self) -> bool:
+        return True
 
     @property
     def gives_people(self) -> bool:

@@ -102,15 +102,8 @@ class FilesReader(Reader):
 
 
 def _chosen(config: AnnotatedConfig) -> Preset:
-    """What the kind stands for, with the roles that are wanted.
-
-    Raises:
-        SourceError: for a role that it does not have.
-    """
+    """What the kind stands for, with the roles that are wanted."""
     preset = PRESETS.get(config.kind) or Preset(config.images, config.maps, config.folder_splits)
-    unknown = sorted(set(config.roles) - preset.maps.keys())
-    if unknown:
-        raise SourceError(f"kind {config.kind} has no role {unknown[0]!r}; there are {', '.join(preset.maps)}")
     wanted = config.roles or tuple(preset.maps)
     return replace(preset, maps={role: preset.maps[role] for role in wanted})
 

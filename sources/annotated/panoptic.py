@@ -20,8 +20,9 @@ from uvd.sequences.reject import RejectedInput
 from uvd.sources.annotated.base import AnnotatedImage, Annotation, Reader
 from uvd.sources.annotated.coco_json import MAX_JSON_BYTES, add_images, entries_of
 from uvd.sources.annotated.listed_images import FoundImage, ListedImage, find_images, open_listed
+from uvd.sources.annotated.map_files import decode_exact_colours
 from uvd.sources.base import Item, SourceError, refused
-from uvd.sources.decode import decode_image, read_bytes
+from uvd.sources.decode import read_bytes
 from uvd.sources.drawing import Labels, check_size, draw_with
 from uvd.sources.json_files import read_json_object
 
@@ -112,7 +113,7 @@ class PanopticReader(Reader):
         )
 
     def _ids(self, path: Path) -> Labels:
-        colours, _ = decode_image(read_bytes(path, self.config.max_bytes), max_pixels=self.config.max_pixels)
+        colours = decode_exact_colours(read_bytes(path, self.config.max_bytes), self.config.max_pixels)
         return colours.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
 
 

@@ -11,6 +11,7 @@ from uvd.sources.annotated.base import Annotation
 from uvd.sources.annotated.config import AnnotatedConfig, Render
 from uvd.sources.annotated.drawn_boxes import draw_boxes
 from uvd.sources.base import SourceError
+from uvd.sources.drawing import naming
 
 
 def wanted_renders(config: AnnotatedConfig) -> tuple[Render, ...]:
@@ -39,4 +40,6 @@ def box_annotations(
         RejectedInput: for a class beyond the palette.
     """
     if len(classes):
-        yield Annotation(kind, origin, draw_boxes(xywh, classes, over_image, filled=kind == "filled_boxes"))
+        with naming(origin):
+            draw = draw_boxes(xywh, classes, over_image, filled=kind == "filled_boxes")
+        yield Annotation(kind, origin, draw)

@@ -16,6 +16,7 @@ from uvd.sources.annotated import reader_class
 from uvd.sources.annotated.base import AnnotatedImage
 from uvd.sources.annotated.config import AnnotatedConfig
 from uvd.sources.base import Item, ItemSource, SourceConfig, WorkUnit
+from uvd.sources.drawing import naming
 from uvd.sources.photos import PhotoSource
 
 
@@ -50,7 +51,8 @@ class AnnotatedSource(PhotoSource, ItemSource):
         for group, alone in drawn.items():
             yield Example((index,), self.config.dataset, split, (photo, *alone), group)
         if not (pictures or drawn or self.config.adds_pictures):
-            raise RejectedInput(Reason.NO_ANNOTATION, "no annotation is visible in the crop")
+            what = "no annotation is visible in the crop" if image.annotations else "nothing is annotated in it"
+            raise RejectedInput(Reason.NO_ANNOTATION, what)
 
     def _with_added(
         self,
@@ -71,7 +73,8 @@ class AnnotatedSource(PhotoSource, ItemSource):
         """The pictures of all annotations that are visible, by group."""
         groups: dict[str, list[Picture]] = {}
         for annotation in image.annotations:
-            pixels, visible = annotation.draw(transform, photo.pixels)
+            with naming(annotation.origin):
+                pixels, visible = annotation.draw(transform, photo.pixels)
             if visible:
                 picture = Picture(
                     annotation.role,

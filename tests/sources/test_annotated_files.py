@@ -246,7 +246,7 @@ def test_only_the_wanted_roles_are_read(tmp_path):
     preset_files(tmp_path, "voc-segmentation")
     examples, _ = read(config(tmp_path, kind="voc-segmentation", roles=["segmentation"]))
     assert {picture.role for example in examples for picture in example.pictures} == {"image", "segmentation"}
-    with pytest.raises(SourceError, match="no role 'depth'; there are segmentation, instances, foreground"):
+    with pytest.raises(ValidationError, match="no role 'depth'; there are segmentation, instances, foreground"):
         read(config(tmp_path, kind="voc-segmentation", roles=["depth"]))
 
 

@@ -107,7 +107,7 @@ def test_the_fingerprint_follows_the_weights_and_not_their_place(tmp_path: Path)
 
 def test_what_is_annotated_is_not_estimated_too(tmp_path: Path) -> None:
     content = {"dataset": "d", "input": tmp_path, "annotations": [tmp_path / "a.json"], "estimate": {"pose": {}}}
-    with pytest.raises(ValidationError, match="pose is annotated and would be estimated too"):
+    with pytest.raises(ValidationError, match="pose is annotated and would be derived or estimated too"):
         AnnotatedConfig.model_validate(content)
     assert AnnotatedConfig.model_validate({**content, "render": ["boxes"]}).estimate.roles == ("pose",)
     pose = {"backend": "mmpose", "config": "c.py", "checkpoint": "c.pth", "boxes": "given"}
