@@ -84,9 +84,11 @@ train: setup ## Train a transformer on the dataset OUT into RUN, by CONFIG (conf
 	$(UVD) train --config $(or $(CONFIG),configs/tiny.yaml) --dataset '$(OUT)' --out '$(RUN)' $(ARGS)
 
 # --- quality ----------------------------------------------------------------------------------------------------------
+# Test files run in two processes: most wait for children or for Ray as long as they compute.
+JOBS ?= 2
 .PHONY: test
-test: setup lint ## Lint and the fast tests
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+test: setup lint ## Lint and the fast tests, JOBS files at a time
+	$(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile $(ARGS)
 
 .PHONY: test-slow
 test-slow: setup ## The heavier checks too

@@ -122,7 +122,7 @@ class AnnotatedConfig(PhotoConfig):
         """Roles that the annotations may give."""
         if self.reader == "files":
             return set(self._maps)
-        drawn: set[str] = set(self.render) - ({"pose"} if self.kind in ("voc", "yolo") else set())
+        drawn = {str(kind) for kind in self.render if kind != "pose" or self.kind not in ("voc", "yolo")}
         return {"panoptic": {"segmentation"}, "shards": set[str]()}.get(self.kind, drawn)
 
     @property

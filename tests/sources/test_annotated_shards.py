@@ -327,7 +327,7 @@ def test_seventeen_pictures_are_too_many(tmp_path):
 
 def test_a_photo_alone_needs_something_beside_it(tmp_path):
     folder = kept(tmp_path, derive=())
-    assert set(reasons(read(config(folder))).values()) == {"no_annotation: no annotation is visible in the crop"}
+    assert set(reasons(read(config(folder))).values()) == {"no_annotation: nothing is annotated in it"}
     examples = read(config(folder, derive=("low_light",)))
     assert all(isinstance(one, Example) and len(one.pictures) == 2 for one in examples)
 
