@@ -100,6 +100,8 @@ bench: setup ## Run the benchmarks; tables go to benchmarks/results
 	$(BIN)/python -m uvd.benchmarks.laion
 	$(BIN)/python -m uvd.benchmarks.video
 	$(BIN)/python -m uvd.benchmarks.renderers
+	$(BIN)/python -m uvd.benchmarks.multiview
+	$(BIN)/python -m uvd.benchmarks.loader
 
 .PHONY: lint
 lint: setup ## ruff (check and format) and mypy

@@ -1,7 +1,7 @@
 """Fewer triangles by clustering vertices on a grid: those of one cell become one (Rossignac and Borrel, 1993).
 
 For meshes with more triangles than a view has pixels: the finest grids change nothing that a view could show, and the
-coarsest has cells of a 128th of the object. The same input gives the same output. 1 s for 3 million triangles.
+coarsest has cells of a 128th of the object. The same input gives the same output. 1.5 s a grid for a million triangles.
 """
 
 from __future__ import annotations

@@ -34,13 +34,24 @@ from uvd.trainer.checkpoint import (
     save_model,
 )
 from uvd.trainer.config import TrainConfig
-from uvd.trainer.data import IGNORE, EmptySplitError, PackedTokens, TokenSplit, evaluation_batches, open_split
+from uvd.trainer.data import (
+    IGNORE,
+    EmptySplitError,
+    PackedTokens,
+    TokenSplit,
+    documents,
+    evaluation_batches,
+    open_split,
+)
 from uvd.trainer.log import Window
 from uvd.trainer.model import build_model
 
 LOG = "log.jsonl"
 MODEL = "model"
-FIXED_FIELDS = ("size", "context", "tokenizer", "source_weights", "seed")
+FIXED_FIELDS = (
+    *("size", "context", "tokenizer", "source_weights", "seed"),
+    *("packing", "mask_documents", "buffer_tokens"),
+)
 """Settings that a resumed run may not change: the rest of the stream or the model would not be what was begun."""
 _KEYS_SHOWN = 20
 
@@ -103,8 +114,8 @@ def train_worker(settings: dict[str, Any], on_progress: Progress | None = None) 
     workers = Workers(config.device, config.num_threads)
     device = workers.device
 
-    split = open_split(settings["dataset"], "train", config.tokenizer)
-    held_out = open_split(settings["dataset"], "val", split.tokenizer)
+    split = open_split(settings["dataset"], "train", config.tokenizer, duplicates=config.duplicates)
+    held_out = open_split(settings["dataset"], "val", split.tokenizer, duplicates=config.duplicates)
     if not split.shards:
         raise EmptySplitError(f"the train split of {settings['dataset']} holds no sequences of {split.tokenizer}")
     data = PackedTokens(
@@ -112,6 +123,9 @@ def train_worker(settings: dict[str, Any], on_progress: Progress | None = None) 
         context=config.context_length,
         seeds=Seeds(config.seed, ("trainer",)),
         source_weights=config.source_weights,
+        packing=config.packing,
+        mask_documents=config.mask_documents,
+        buffer_tokens=config.buffer_tokens,
     )
     steps = config.steps or max(1, math.ceil(config.epochs * data.epoch_tokens / config.batch_tokens))
 
@@ -204,6 +218,8 @@ def evaluate(
         context=config.context_length,
         rows=config.micro_batch,
         max_tokens=config.val_tokens,
+        packing=config.packing,
+        mask_documents=config.mask_documents,
         seeds=Seeds(0, ("trainer", "evaluation")),
     )
     for number, batch in enumerate(batches):
@@ -226,7 +242,9 @@ def _loss_sum(
     """Sum of the cross entropy over all labels, in nats, computed in float32."""
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        logits = model(input_ids=inputs, use_cache=False).logits
+        # Positions that start again with each document are what SDPA masks by; without them all of a row is seen.
+        positions = documents(inputs)[1] if config.mask_documents else None
+        logits = model(input_ids=inputs, position_ids=positions, use_cache=False).logits
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum")
 
 

@@ -56,15 +56,22 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_model(folder).state_dict()
 
 
-def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(micro: str, make_dataset: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [{}, {"mask_documents": True}, {"packing": "aligned", "mask_documents": True, "context": 528, "batch_tokens": 1056}],
+    ids=["concat", "masked", "aligned"],
+)
+def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(
+    micro: str, make_dataset: Any, tmp_path: Path, data: dict[str, Any]
+) -> None:
     uri = make_dataset()
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(config(micro), uri, whole, use_ray=False)
+    train(config(micro, **data), uri, whole, use_ray=False)
     with pytest.raises(StopHere):  # killed in step 5, two steps after the checkpoint
-        train(config(micro), uri, parts, use_ray=False, on_progress=stop_after(5))
+        train(config(micro, **data), uri, parts, use_ray=False, on_progress=stop_after(5))
     assert [path.name for path in checkpoints(parts)] == ["step-000003"]
     (parts / "checkpoints" / ".step-000006.tmp").mkdir()  # as a kill within the checkpoint would leave it
-    train(config(micro), uri, parts, resume=True, use_ray=False)
+    train(config(micro, **data), uri, parts, resume=True, use_ray=False)
     assert losses(parts) == losses(whole)
     assert [step for step, *_ in losses(parts)] == [1, 2, 3, 4, 5, 6]
     one, other = weights(whole), weights(parts)
