@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from uvd.benchmarks import multiview_peers
-from uvd.benchmarks.multiview_objects import textured_objects
 from uvd.benchmarks.record import median, write_result
+from uvd.pipeline.demo.objects import textured_objects
 from uvd.renderers.gl import GL_ENVIRONMENT, probe_gl
 from uvd.renderers.multiview import VIEWS, orbit
 from uvd.sequences import IMAGE_SIZE, Seeds

@@ -28,7 +28,7 @@ from uvd.manifests.find import find_sequence
 from uvd.manifests.image_shard import read_sequence
 from uvd.manifests.sheet import contact_sheet, save_png
 from uvd.manifests.stats import query
-from uvd.pipeline.demo import gallery_images, published_forms
+from uvd.pipeline.demo import gallery_images, gallery_objects, published_forms
 from uvd.pipeline.demo.packages import HED, fetch_packages
 from uvd.pipeline.demo.scenes import CLIP
 from uvd.pipeline.ingest import ingest
@@ -111,7 +111,7 @@ SVT_QUIET = ("SVT_LOG", "1")
 
 
 def draw_gallery(dataset: Dataset, out: Path) -> Path:
-    """Draws `sequences.png`, `annotated-video.png`, `video.png` and `images/*.png` into `out`; returns it.
+    """Draws `sequences.png`, `annotated-video.png`, `video.png`, `multiview*.png` and `images/*.png`; returns `out`.
 
     Raises:
         DatasetError: if the dataset lacks one of the rows: it is not the demo's.
@@ -124,7 +124,30 @@ def draw_gallery(dataset: Dataset, out: Path) -> Path:
         draw_annotated_video(cache, out / "annotated-video.png")
         draw_videos(cache, out / "video.png")
         draw_images(cache, out / "images")
+        draw_objects(cache, out)
     return out
+
+
+def draw_objects(cache: Path, out: Path) -> None:
+    """Draws `multiview.png`, eight views of eight objects each, and `multiview-roles.png`, all roles of the first."""
+    with tempfile.TemporaryDirectory(prefix="uvd-gallery-") as folder:
+        names = gallery_objects.lay_out_objects(Path(folder) / "inputs", cache)
+        configs = [*gallery_objects.object_configs(Path(folder) / "inputs", names)]
+        dataset = _ingest(Path(folder), iter(configs))
+        every_second = slice(None, None, 2)
+
+        def views(source: str, role: str) -> list[NDArray[np.uint8]]:
+            condition = f"dataset = '{source}' and list_contains(roles, '{role}')"
+            return [_small(pixels) for pixels in _pictures(dataset, condition)[every_second]]
+
+        objects = [picture for config in configs for picture in views(config.folder, "view")]
+        roles = [picture for role in gallery_objects.ROLES for picture in views(configs[0].folder, role)]
+        for name, pictures in (("multiview", objects), ("multiview-roles", roles)):
+            _save_small(contact_sheet(pictures, [""] * len(pictures), columns=MAX_IMAGES // 2), out / f"{name}.png")
+
+
+def _small(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return cv2.resize(pixels, (PAIR_SIDE, PAIR_SIDE), interpolation=cv2.INTER_AREA).astype(np.uint8)
 
 
 def draw_images(cache: Path, out: Path) -> None:
@@ -135,8 +158,7 @@ def draw_images(cache: Path, out: Path) -> None:
         dataset = _ingest(Path(folder), gallery_images.configs(Path(folder) / "inputs", cache))
         for sheet in gallery_images.SHEETS:
             condition = f"dataset = '{sheet.name}' and list_contains(roles, '{sheet.role}')"
-            pictures = _pictures(dataset, condition, sheet.place)
-            small = [cv2.resize(pixels, (PAIR_SIDE, PAIR_SIDE), interpolation=cv2.INTER_AREA) for pixels in pictures]
+            small = [_small(pixels) for pixels in _pictures(dataset, condition, sheet.place)]
             _save_small(contact_sheet(small, [""] * len(small), columns=MAX_IMAGES // 2), out / f"{sheet.name}.png")
 
 
