@@ -58,7 +58,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     "data",
-    [{}, {"mask_documents": True}, {"packing": "aligned", "mask_documents": True, "context": 528, "batch_tokens": 1056}],
+    [
+        {},
+        {"mask_documents": True},
+        {"packing": "aligned", "mask_documents": True, "context": 528, "batch_tokens": 1056},
+    ],
     ids=["concat", "masked", "aligned"],
 )
 def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(
