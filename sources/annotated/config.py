@@ -88,9 +88,8 @@ class AnnotatedConfig(PhotoConfig):
             raise ValueError(f"kind {self.kind} needs annotations: its JSON files")
         if self.kind == "files" and not (self.images and self.maps):
             raise ValueError("kind files needs images and maps")
-        maps = PRESETS[self.kind].maps if self.kind in PRESETS else self.maps
-        if unknown := sorted(set(self.roles) - maps.keys()):
-            raise ValueError(f"kind {self.kind} has no role {unknown[0]!r}; there are {', '.join(maps)}")
+        if unknown := sorted(set(self.roles) - self._all_maps.keys()):
+            raise ValueError(f"kind {self.kind} has no role {unknown[0]!r}; there are {', '.join(self._all_maps)}")
         for name in ("render", "derive"):
             if len(set(getattr(self, name))) != len(getattr(self, name)):
                 raise ValueError(f"{name} names something twice")
@@ -106,9 +105,12 @@ class AnnotatedConfig(PhotoConfig):
         return (annotations,) if isinstance(annotations, str | Path) else annotations
 
     @property
+    def _all_maps(self) -> dict[str, MapForm]:
+        return PRESETS[self.kind].maps if self.kind in PRESETS else self.maps
+
+    @property
     def _maps(self) -> dict[str, MapForm]:
-        maps = PRESETS[self.kind].maps if self.kind in PRESETS else self.maps
-        return {role: form for role, form in maps.items() if not self.roles or role in self.roles}
+        return {role: form for role, form in self._all_maps.items() if not self.roles or role in self.roles}
 
     @property
     def _groups(self) -> bool:

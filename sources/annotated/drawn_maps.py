@@ -31,7 +31,7 @@ from uvd.sources.annotated.map_files import (
 )
 from uvd.sources.annotated.map_form import Convention, MapForm
 from uvd.sources.decode import MIN_SIDE, decode_image, read_bytes
-from uvd.sources.drawing import Draw, ImageFolder
+from uvd.sources.drawing import Draw, ImageFolder, naming
 
 MAX_TINT = 16
 """Levels by which the channels of a picture of edges may differ: what JPEG does to grey."""
@@ -64,11 +64,9 @@ class DrawnMaps:
         Raises:
             RejectedInput: unreadable, not of this form, or of a size that does not fit the photo; names the file.
         """
-        try:
+        with naming(path):
             data = read_bytes(self._config.input / path, self._config.max_bytes)
             return self._open(path, data, form, (photo.shape[0], photo.shape[1]))
-        except RejectedInput as rejected:
-            raise RejectedInput(rejected.reason, f"{path}: {rejected.detail}") from rejected
 
     def _open(self, path: str, data: bytes, form: MapForm, photo: Size) -> list[tuple[str, Draw]]:
         most = self._config.max_pixels

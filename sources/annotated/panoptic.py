@@ -23,7 +23,7 @@ from uvd.sources.annotated.listed_images import FoundImage, ListedImage, find_im
 from uvd.sources.annotated.map_files import decode_exact_colours
 from uvd.sources.base import Item, SourceError, refused
 from uvd.sources.decode import read_bytes
-from uvd.sources.drawing import Labels, check_size, draw_with
+from uvd.sources.drawing import Labels, check_size, draw_with, naming
 from uvd.sources.json_files import read_json_object
 
 ROLE = "segmentation"
@@ -100,10 +100,8 @@ class PanopticReader(Reader):
             return AnnotatedImage(pixels, size, item["origin"], ())
         folder = self._folders()[item["json"]]
         origin = f"{folder.name}/{item['mask']}"
-        try:
+        with naming(origin):
             ids = self._ids(_inside(folder, item["mask"]))
-        except RejectedInput as rejected:
-            raise RejectedInput(rejected.reason, f"{origin}: {rejected.detail}") from rejected
         check_size(ids, origin, pixels)
         colours = dict(item["segments"])
         if self.config.colour_by == "segment":

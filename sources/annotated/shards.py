@@ -26,7 +26,7 @@ from uvd.sources.annotated.base import AnnotatedImage, Annotation, Reader
 from uvd.sources.annotated.config import AnnotatedConfig
 from uvd.sources.base import Item, SourceError, refused
 from uvd.sources.decode import decode_image
-from uvd.sources.drawing import Draw
+from uvd.sources.drawing import Draw, naming
 from uvd.sources.image_tars import SUFFIXES, DamagedTarError, TarMember, list_members
 from uvd.sources.input_place import InputFile, InputPlace
 
@@ -120,10 +120,8 @@ class ShardsReader(Reader):
             raise RejectedInput(Reason.TOO_LARGE, f"{name}: {size} bytes, over {self.config.max_bytes}")
         tar = self._opened(item)
         tar.seek(offset)
-        try:
+        with naming(name):
             pixels, _ = decode_image(tar.read(size), max_pixels=IMAGE_SIZE * IMAGE_SIZE)
-        except RejectedInput as rejected:
-            raise RejectedInput(rejected.reason, f"{name}: {rejected.detail}") from rejected
         if pixels.shape[:2] != (IMAGE_SIZE, IMAGE_SIZE):
             detail = f"{name} is {pixels.shape[1]}x{pixels.shape[0]}, expected {IMAGE_SIZE}x{IMAGE_SIZE}"
             raise RejectedInput(Reason.BAD_ANNOTATION, detail)

@@ -26,7 +26,7 @@ from uvd.sources.annotated.renders import box_annotations, wanted_renders
 from uvd.sources.annotated.voc_xml import PERSON, VOC_CLASSES, VocObjects, read_objects
 from uvd.sources.base import Item, SourceError, refused
 from uvd.sources.decode import decode_image, read_bytes
-from uvd.sources.drawing import Labels, check_size, draw_ids, open_labels
+from uvd.sources.drawing import Labels, check_size, draw_ids, naming, open_labels
 from uvd.sources.matching import files_by_stem, listed_lines, need_folders, sizes
 
 PHOTOS, XML, MASKS = "JPEGImages", "Annotations", "SegmentationClass"
@@ -171,10 +171,8 @@ class VocReader(Reader):
         Raises:
             RejectedInput: names the file.
         """
-        try:
+        with naming(f"{XML}/{name}"):
             return read_objects(read_bytes(self.config.input / XML / name, MAX_XML_BYTES))
-        except RejectedInput as rejected:
-            raise RejectedInput(rejected.reason, f"{XML}/{name}: {rejected.detail}") from rejected
 
     def _ids(self, path: str) -> Labels:
         """`(H, W)` places in the palette."""
