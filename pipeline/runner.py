@@ -6,16 +6,15 @@ run again at any time. Costs about 2 ms a job on the driver.
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 from ray import exceptions as ray_errors
+
+from uvd.sequences.stopping import Stop
 
 MAX_ATTEMPTS = 3
 """A job that kills its worker this often is poison."""
@@ -123,30 +122,6 @@ class ActorExecutor(Generic[J]):
             ray.kill(actor)
             del self._load[actor]
             self._load[self._make_actor()] = 0
-
-
-class Stop:
-    """Set by SIGINT or SIGTERM; a second signal ends the process at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __call__(self, signum: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """SIGINT and SIGTERM ask for a clean stop within the block."""
-    stop = Stop()
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @dataclass

@@ -20,7 +20,8 @@ from uvd.manifests.dataset import ConfigChangedError, Dataset, Shard
 from uvd.pipeline.progress import RunProgress
 from uvd.pipeline.ray_runtime import LOCAL, ray_runtime
 from uvd.pipeline.runlog import RunLog
-from uvd.pipeline.runner import Executor, RunResult, run_jobs, stop_on_signals
+from uvd.pipeline.runner import Executor, RunResult, run_jobs
+from uvd.sequences.stopping import stop_on_signals
 
 
 class FingerprintedJob(Protocol):

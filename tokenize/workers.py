@@ -1,7 +1,7 @@
 """The workers of a training run: this process alone, or those that Ray Train started and joined by torch.distributed.
 
-The transformer's gradients are averaged by DistributedDataParallel, the tokenizer's by `average`: its networks take
-turns in a step. One worker exchanges nothing and pays nothing.
+The transformer is sharded by FSDP2 (`uvd.trainer.parallel`); the tokenizer's gradients are averaged by `average`: its
+networks take turns in a step. One worker exchanges nothing and pays nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +20,11 @@ import torch
 import torch.distributed as dist
 from ray.train import RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig
-from torch.nn.parallel import DistributedDataParallel
 
-from uvd.sequences.errors import DeviceError
+from uvd.sequences.errors import DeviceError, UserError
 
 WAIT_S = 6 * 3600
+_LOG = logging.getLogger(__name__)
 
 
 class Distribution(Protocol):
@@ -55,21 +55,16 @@ class Workers:
             DeviceError: for `cuda` without a GPU.
         """
         torch.set_num_threads(num_threads)
-        self._in_ray = dist.is_initialized()
-        self.rank, self.count = (dist.get_rank(), dist.get_world_size()) if self._in_ray else (0, 1)
+        joined = dist.is_initialized()
+        self.rank, self.count = (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
+        # Workers that something else joined, such as torchrun, have nobody to report to.
+        self._in_ray = joined and ray.is_initialized()
         if device == "cuda" and not torch.cuda.is_available():
             raise DeviceError("device is cuda, but torch sees no GPU here")
         if device == "cpu" or not torch.cuda.is_available():
             self.device = torch.device("cpu")
         else:
             self.device = ray.train.torch.get_device() if self._in_ray else torch.device("cuda")
-
-    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-        return DistributedDataParallel(model) if self.count > 1 else model
-
-    def exchange(self, model: torch.nn.Module, now: bool) -> AbstractContextManager[None]:
-        """Within it a backward pass exchanges gradients only if `now`: once a step, after the last micro batch."""
-        return nullcontext() if now or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all workers."""
@@ -104,13 +99,13 @@ class Workers:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
-    def agree(self, seconds: float) -> float:
-        """The first worker's clock, so that all stop after the same step."""
+    def agree(self, values: list[float]) -> list[float]:
+        """The first worker's numbers, such as its clock, so that all do the same after the same step."""
         if self.count == 1:
-            return seconds
-        clock = torch.tensor(seconds, dtype=torch.float64, device=self.device)
-        dist.broadcast(clock, src=0)
-        return float(clock)
+            return values
+        shared = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.broadcast(shared, src=0)
+        return shared.tolist()
 
     def wait(self) -> None:
         if self.count > 1:
@@ -121,11 +116,27 @@ class Workers:
         if self._in_ray:
             ray.train.report(record)
 
+    def preempted(self) -> bool:
+        """Whether a worker's machine is about to be taken away; all workers must ask alike."""
+        return self._in_ray and ray.train.get_preemption_info() is not None
+
 
 def fit_on_ray(
-    worker: Callable[[dict[str, Any]], None], settings: dict[str, Any], config: Distribution, run: Path
+    worker: Callable[[dict[str, Any]], None],
+    settings: dict[str, Any],
+    config: Distribution,
+    run: Path,
+    *,
+    max_restarts: int = 0,
+    newest: Callable[[], object] = lambda: None,
 ) -> None:
     """Runs `worker(settings)` on `config.num_workers` Ray Train workers and waits.
+
+    Args:
+        max_restarts: how often in a row workers that were lost, or failed by an error that is not the user's, are
+            started anew, `worker` then going on from its newest checkpoint. (Ray Train's `max_failures` would start
+            those again too whose error comes back.) Machines that are taken away by notice do not count.
+        newest: tells the newest checkpoint; the count begins anew when it changes.
 
     Raises:
         RuntimeError: if Ray is not initialised.
@@ -135,6 +146,24 @@ def fit_on_ray(
     if not ray.is_initialized():
         raise RuntimeError("training on Ray needs an initialised Ray: call ray.init first, or pass use_ray=False")
     logging.getLogger("ray.train").setLevel(logging.WARNING)
+    failures, known = 0, newest()
+    while True:
+        try:
+            # Ray Train takes over SIGINT if it runs in the main thread.
+            with ThreadPoolExecutor(1, thread_name_prefix="uvd-fit") as waiting:
+                waiting.submit(_fit, worker, settings, config, run).result()
+            return
+        except WorkerGroupError as error:
+            errors = list(error.worker_failures.values())
+            failures, known = (failures + 1 if newest() == known else 1), newest()
+            if users := [failure for failure in errors if isinstance(failure, UserError)]:
+                raise users[0] from error
+            if failures > max_restarts:
+                raise errors[0] from error
+            _LOG.warning("workers lost (%s); starting them anew, %d of %d", errors[0], failures, max_restarts)
+
+
+def _fit(worker: Callable[[dict[str, Any]], None], settings: dict[str, Any], config: Distribution, run: Path) -> None:
     there = ray.cluster_resources()
     gpus, cpus = there.get("GPU", 0), int(there.get("CPU", 0))
     if config.num_workers > cpus or (config.device == "cuda" and gpus < config.num_workers):
@@ -161,7 +190,5 @@ def fit_on_ray(
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         trainer.fit()
-    except WorkerGroupError as error:
-        raise next(iter(error.worker_failures.values())) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -1,34 +1,44 @@
 """Model folders and checkpoints: Hugging Face form (safetensors + config.json) beside the trainer's own state.
 
-A checkpoint is a folder `checkpoints/step-000100` that appears whole, by rename, or not at all. It costs 12 bytes a
-parameter. Weights and optimizer state are safetensors: nothing is pickled.
+A checkpoint is a folder `checkpoints/step-000100` that appears whole, by rename, or not at all. It is a model folder
+that plain `transformers` loads, with `optimizer/`, a distributed checkpoint of torch (DCP) in safetensors of which each
+worker wrote its part, and `trainer_state.json`. It costs 12 bytes a parameter. Nothing is pickled.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
-from transformers.utils.logging import disable_progress_bar
+from safetensors.torch import save_file
+from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from uvd import __version__
 from uvd.manifests.storage import fsync_path
 from uvd.sequences.errors import UserError
 
+# Said at each load and save of a single process.
+warnings.filterwarnings("ignore", message="torch.distributed is (disabled, )?unavailable")
+
 PROVENANCE = "uvd.json"
-_WEIGHTS = "model.safetensors"
-_OPTIMIZER = "optimizer.safetensors"
-_STATE = "trainer_state.json"
+WEIGHTS = "model.safetensors"
+OPTIMIZER = "optimizer"
+STATE = "trainer_state.json"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+MODEL_FILES = ("config.json", WEIGHTS, PROVENANCE)
 _STEP = re.compile(r"^step-(\d{6,})$")
 
 
@@ -85,62 +95,46 @@ class RunState:
 
 def save_model(folder: Path, model: LlamaForCausalLM, provenance: Provenance) -> None:
     """Writes a model folder that plain `transformers` loads; replaces one that is there."""
-    _write_folder(folder, lambda temporary: _model_files(temporary, model, provenance))
+    with whole_folder(folder) as temporary:
+        write_model(temporary, model.config, model.state_dict(), provenance)
 
 
-def save_checkpoint(
-    run: Path,
-    model: LlamaForCausalLM,
-    optimizer: torch.optim.Optimizer,
-    state: RunState,
-    provenance: Provenance,
-    keep: int,
-) -> Path:
-    """Writes `checkpoints/step-N` and drops all but the newest `keep`."""
-
-    def write(temporary: Path) -> None:
-        _model_files(temporary, model, provenance)
-        save_file(_optimizer_tensors(optimizer), temporary / _OPTIMIZER)
-        (temporary / _STATE).write_text(json.dumps(asdict(state), indent=1, sort_keys=True))
-
-    folder = run / "checkpoints" / f"step-{state.step:06d}"
-    _write_folder(folder, write)
-    for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
-    return folder
+def write_model(folder: Path, config: LlamaConfig, weights: dict[str, torch.Tensor], provenance: Provenance) -> None:
+    """Writes `config.json`, `model.safetensors`, `uvd.json`; no generation config: its end token would be a code."""
+    config = copy.deepcopy(config)
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / WEIGHTS, {"format": "pt"})
+    (folder / PROVENANCE).write_text(json.dumps(asdict(provenance), indent=1, sort_keys=True))
 
 
-def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer | None = None) -> RunState:
-    """Restores weights, optimizer and torch's generator in place.
+def load_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> RunState:
+    """Restores weights and optimizer in place, whatever number of workers saved them and reads them now.
 
     Raises:
-        CheckpointError: if a file is missing or does not fit the model.
+        CheckpointError: if a file is missing, damaged or does not fit the model.
     """
     try:
-        state = RunState(**json.loads((folder / _STATE).read_text()))
-        model.load_state_dict(load_file(folder / _WEIGHTS))
-        if optimizer is not None:
-            _restore_optimizer(optimizer, load_file(folder / _OPTIMIZER))
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        state = RunState(**json.loads((folder / STATE).read_text()))
+        moments = optimizer_tensors(model, optimizer, state.step)
+        for tensors, path in ((model.state_dict(), folder), (moments, folder / OPTIMIZER)):
+            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, SafetensorError, CheckpointException) as error:
         raise CheckpointError(f"checkpoint {folder} cannot be loaded: {error}") from error
     return state
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state by `<number of the parameter>.<name>`, and torch's generator."""
-    state = optimizer.state_dict()["state"]
-    tensors = {f"{number}.{name}": value for number, values in state.items() for name, value in values.items()}
-    return {**tensors, "rng": torch.get_rng_state()}
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(tensors.pop("rng"))
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = tensor
-    # Groups and their settings come from the config, as they were built.
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+def optimizer_tensors(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int | None = None
+) -> dict[str, torch.Tensor]:
+    """AdamW's moments of each weight, by `<weight>.<moment>`; with `step`, zeros to be filled, and its count set."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, weight in model.named_parameters():
+        if step is not None:
+            count = torch.tensor(float(step), device=weight.device)
+            optimizer.state[weight] = {"step": count, **{moment: torch.zeros_like(weight) for moment in MOMENTS}}
+        tensors |= {f"{name}.{moment}": optimizer.state[weight][moment] for moment in MOMENTS}
+    return tensors
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -176,26 +170,32 @@ def check_fingerprint(provenance: Provenance | None, fingerprint: str, what: str
         )
 
 
-def _model_files(folder: Path, model: LlamaForCausalLM, provenance: Provenance) -> None:
-    disable_progress_bar()
-    model.save_pretrained(folder)
-    (folder / PROVENANCE).write_text(json.dumps(asdict(provenance), indent=1, sort_keys=True))
-
-
-def _write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    # One run writes here at a time, so these are what killed ones left.
-    for stale in folder.parent.glob(".*.tmp"):
-        shutil.rmtree(stale, ignore_errors=True)
-    temporary.mkdir(parents=True)
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder that appears whole, by rename when the block ends well, or not at all; replaces one that is there."""
+    temporary = temporary_folder(folder)
     try:
-        write(temporary)
-        for path in sorted(temporary.iterdir()):
-            fsync_path(path)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.rename(temporary, folder)
-        fsync_path(folder.parent)
+        yield temporary
+        commit_folder(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def temporary_folder(folder: Path) -> Path:
+    """An empty folder to fill before it gets its name. One run writes there at a time: what killed ones left goes."""
+    for stale in folder.parent.glob(".*.tmp"):
+        shutil.rmtree(stale, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def commit_folder(temporary: Path, folder: Path) -> None:
+    """Makes sure that all of it is on the disk, then gives it its name."""
+    for path in sorted(temporary.rglob("*")):
+        fsync_path(path)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.rename(temporary, folder)
+    fsync_path(folder.parent)

@@ -61,8 +61,14 @@ class TrainConfig(BaseModel):
     """AdamW's weight decay, on matrices only, not on the norms' gains."""
     clip_norm: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
+    z_loss: float = Field(0.0, ge=0)
+    """Weight of log² of the softmax's denominator beside the loss: 1e-4 keeps the logits of long bf16 runs small."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast of the forward pass: auto is bf16 on a GPU and fp32 on a CPU. Weights and AdamW state are float32."""
+    compile: bool = False
+    """Whether each layer goes through torch.compile: a slow start, then faster steps; needs a C++ compiler."""
+    activation_checkpointing: bool = False
+    """Whether the backward pass computes each layer again instead of keeping its activations: a third more work."""
 
     val_every: int = Field(500, ge=0)
     """Steps between two measurements of the loss on the `val` split; 0 for none."""
@@ -76,7 +82,9 @@ class TrainConfig(BaseModel):
     """Steps between two lines of the log; each line averages the steps since the line before."""
 
     num_workers: int = Field(1, ge=1)
-    """Ray Train workers: one a GPU, or one on a CPU machine."""
+    """Ray Train workers: one a GPU, or one on a CPU machine. With several, FSDP2 shards the model over them."""
+    max_restarts: int = Field(3, ge=0)
+    """How often in a row lost workers are replaced without a new checkpoint in between, before the run gives up."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model lives: auto takes a GPU if the worker sees one."""
     num_threads: int = Field(2, ge=1)

@@ -96,6 +96,16 @@ class Batch:
             rows.append(names)
         return rows
 
+    def sources(self) -> NDArray[np.int64]:
+        """The source of each target, by its place in `TokenParts.sources`: `(rows, context)`; 0 for a filled-up row."""
+        rows, width = self.tokens.shape
+        slots = np.zeros((rows - 1) * self.stride + width, np.int64)
+        known = [span.block.sources(span.start, span.stop) for span in self.spans]
+        found = np.concatenate(known)[: len(slots)]
+        slots[: len(found)] = found
+        step = slots.itemsize
+        return as_strided(slots[1:], (rows, width - 1), (self.stride * step, step)).copy()
+
     def _within(self, start: int, stop: int) -> Iterator[Span]:
         before = 0
         for span in self.spans:

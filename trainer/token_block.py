@@ -46,11 +46,22 @@ class Block:
 
     def origins(self, start: int, stop: int) -> list[tuple[int, int]]:
         """(part, row in its manifest) of each piece with a token in slots [start, stop), in order."""
+        return [(int(part), int(row)) for part, row in self._origins[self._pieces(start, stop)]]
+
+    def sources(self, start: int, stop: int) -> NDArray[np.int64]:
+        """The source of each slot of [start, stop), by its place in `TokenParts.sources`; padding is its sequence's."""
+        pieces = self._pieces(start, stop)
+        places = self.parts.source_places(self._origins[pieces, 0])
+        bounds = np.append(np.maximum(self._starts[pieces], start), stop)
+        return np.repeat(places, np.diff(bounds))
+
+    def _pieces(self, start: int, stop: int) -> NDArray[np.intp]:
+        """Which pieces have a token in slots [start, stop), in order of their places."""
         if self._order is None:
             self._order = np.argsort(self._starts)
         first = max(0, int(np.searchsorted(self._starts, start, side="right", sorter=self._order)) - 1)
         last = int(np.searchsorted(self._starts, stop, sorter=self._order))
-        return [(int(part), int(row)) for part, row in self._origins[self._order[first:last]]]
+        return self._order[first:last]
 
 
 def load_block(
@@ -120,7 +131,7 @@ def _copy_part(
 ) -> None:
     """Copies a part's sequences to their places in `out`; `first`: the number of each sequence's first piece."""
     path = parts.file(part).tar
-    storage = parts.dataset.storage
+    storage = parts.dataset.tars
     if not len(rows.lengths):
         return
     try:

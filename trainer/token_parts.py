@@ -104,6 +104,11 @@ class TokenParts:
             self, **arrays, lengths={name: counts for name, counts in self.lengths.items() if name == source}
         )
 
+    def source_places(self, parts: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The source of each of some parts, by its place in `sources`."""
+        place = {name: number for number, name in enumerate(self.sources)}
+        return np.array([place.get(_source(folder), -1) for folder in self.folders], np.int64)[self.folder[parts]]
+
     def weights(self, by_source: Mapping[str, float]) -> NDArray[np.float64]:
         """`(n,)` weight of each part; 1 for sources not named."""
         return np.array([by_source.get(_source(folder), 1.0) for folder in self.folders])[self.folder]
@@ -193,7 +198,8 @@ def open_split(
     for number, name in enumerate(names):
         for shard, metadata, found in _manifests(dataset, name, split, marks):
             fingerprints.setdefault(metadata["tokenizer_fingerprint"], shard.tar)
-            digest.update(f"{shard.tar} {metadata['tar_sha256']}\n".encode())
+            rows = metadata.get("rows_sha256", "")  # of a view
+            digest.update(f"{shard.tar} {metadata['tar_sha256']}{rows}\n".encode())
             for first, stop, tokens in _cut(found.lengths, part_tokens):
                 columns.extend((number, shard.number, first, stop, tokens))
             for length, count in zip(*np.unique(found.lengths, return_counts=True), strict=True):
@@ -235,6 +241,7 @@ def _read_manifest(
     with _named(shard.manifest):
         table = _read_columns(dataset, shard, names)
         metadata = read_metadata(table.schema, shard.manifest)
+        dataset.check_base(shard, metadata)
         kept = np.asarray(pc.equal(table["split"], split))
         if marks is not None:
             kept &= ~marks.left_out(_source(shard.folder), shard.number, table["key"], table["roles"])

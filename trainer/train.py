@@ -2,24 +2,26 @@
 
 The paper's recipe (arXiv 2312.00785, section 3.3): next-token prediction over concatenated sequences, AdamW, cosine.
 A run folder gets `log.jsonl`, `checkpoints/step-*` and, at the end, `model/` in Hugging Face form. On a CPU a resumed
-run repeats the losses of an uninterrupted one bit for bit. Costs 16 bytes a parameter and the logits of a micro batch.
+run repeats the losses of an uninterrupted one bit for bit. Costs 16 bytes a parameter over all workers, a copy of 12
+while a checkpoint is written, and the logits of a micro batch.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers import LlamaForCausalLM
 
 from uvd.manifests.dataset import Dataset
 from uvd.manifests.fingerprint import differences
 from uvd.sequences import Seeds
 from uvd.sequences.errors import UserError
+from uvd.sequences.stopping import stop_on_signals
 from uvd.tokenize.training_log import Progress, TrainingLog, followed
 from uvd.tokenize.workers import Workers, fit_on_ray
 from uvd.trainer.checkpoint import (
@@ -30,24 +32,19 @@ from uvd.trainer.checkpoint import (
     checkpoints,
     load_checkpoint,
     read_provenance,
-    save_checkpoint,
-    save_model,
 )
+from uvd.trainer.checkpointer import Checkpointer, export_model
 from uvd.trainer.config import TrainConfig
-from uvd.trainer.data import (
-    IGNORE,
-    EmptySplitError,
-    PackedTokens,
-    TokenSplit,
-    documents,
-    evaluation_batches,
-    open_split,
-)
-from uvd.trainer.log import Window
-from uvd.trainer.model import build_model
+from uvd.trainer.data import IGNORE, EmptySplitError, PackedTokens, TokenSplit, evaluation_batches, open_split
+from uvd.trainer.flops import flops_per_token, peak_flops
+from uvd.trainer.log import Validation, Window
+from uvd.trainer.loss import SourceLosses, token_losses
+from uvd.trainer.parallel import build_parallel, clip_gradients, exchange_gradients
 
 LOG = "log.jsonl"
 MODEL = "model"
+STOP = ".stop"
+"""A file of this name in the run folder asks the workers to save a checkpoint and end."""
 FIXED_FIELDS = (
     *("size", "context", "tokenizer", "source_weights", "seed"),
     *("packing", "mask_documents", "buffer_tokens"),
@@ -58,6 +55,10 @@ _KEYS_SHOWN = 20
 
 class RunExistsError(UserError):
     """The run folder holds another run."""
+
+
+class TrainingStoppedError(UserError):
+    """A signal ended the run before its last step; the checkpoint is there to go on from."""
 
 
 class NonFiniteLossError(UserError):
@@ -90,6 +91,7 @@ def train(
         EmptySplitError, TokenDataError: if there is nothing fit to train on.
         CheckpointError: if the checkpoint does not fit config or dataset (FingerprintMismatchError: or tokenizer).
         NonFiniteLossError: if training diverged.
+        TrainingStoppedError: if SIGTERM or SIGINT asked for an end: after the step under way, with a checkpoint.
     """
     run = Path(out).expanduser().absolute()
     if not resume and ((run / LOG).exists() or (run / "checkpoints").exists()):
@@ -100,11 +102,19 @@ def train(
         "dataset": Dataset(str(dataset)).uri,
         "out": str(run),
     }
-    if use_ray:
-        with followed(run / LOG, on_progress):
-            fit_on_ray(train_worker, settings, config, run)
-    else:
-        train_worker(settings, on_progress)
+    stop = run / STOP
+    stop.unlink(missing_ok=True)
+    with stop_on_signals(stop.touch):
+        if use_ray:
+            newest, most = lambda: checkpoints(run)[-1:], config.max_restarts
+            with followed(run / LOG, on_progress):
+                fit_on_ray(train_worker, settings, config, run, max_restarts=most, newest=newest)
+        else:
+            train_worker(settings, on_progress)
+    if stop.exists():
+        stop.unlink()
+        saved = checkpoints(run)
+        raise TrainingStoppedError(f"stopped; {saved[-1] if saved else 'nothing'} is saved, go on with --resume")
     return run / MODEL
 
 
@@ -129,65 +139,86 @@ def train_worker(settings: dict[str, Any], on_progress: Progress | None = None) 
     )
     steps = config.steps or max(1, math.ceil(config.epochs * data.epoch_tokens / config.batch_tokens))
 
-    model = build_model(config.size, context=config.context_length, seed=config.seed, device=device)
+    model = build_parallel(config, workers)
     optimizer = _optimizer(model, config)
     state = _resumed(run, config, split, model, optimizer, data)
-    parallel = workers.wrap(model)
+    peak = workers.count * peak_flops(device)
+    device_share = flops_per_token(model.config, config.context_length) / peak if peak else 0.0
     log = TrainingLog(run / LOG, state.step, on_progress) if workers.rank == 0 else None
 
     start = time.monotonic() - state.elapsed_s
-    window = Window()
-    parallel.train()
-    while (progress := _progress(config, state, steps)) < 1:
-        before = time.monotonic()
-        batch = data.batch(config.batch_rows, workers.rank, workers.count)
-        inputs, labels = batch.tensors(device)
-        window.data_s += time.monotonic() - before
+    window, by_source = Window(), SourceLosses(split.shards.sources, device)
+    stopped = False
+    model.train()
+    with Checkpointer(run, workers, config.keep_checkpoints) as checkpointer:
+        while not stopped and (progress := _progress(config, state, steps)) < 1:
+            before = time.monotonic()
+            batch = data.batch(config.batch_rows, workers.rank, workers.count)
+            inputs, labels = batch.tensors(device)
+            sources = torch.from_numpy(batch.sources()).to(device, non_blocking=True)
+            window.data_s += time.monotonic() - before
 
-        rate = learning_rate(config, state.step, progress)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        targets = workers.sum((labels != IGNORE).sum()).clamp(min=1)
-        losses = []
-        rows = range(0, len(inputs), config.micro_batch)
-        for row in rows:
-            chunk = slice(row, row + config.micro_batch)
-            with workers.exchange(parallel, row == rows[-1]):
-                loss = _loss_sum(parallel, inputs[chunk], labels[chunk], config, device) / targets
-                (loss * workers.count).backward()  # DDP averages over the workers; the loss is a share of their sum
-            losses.append(loss.detach())
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        loss = workers.sum(torch.stack(losses).sum())
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            raise _non_finite(run, state.step + 1, losses, batch.keys, config.micro_batch)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+            rate = learning_rate(config, state.step, progress)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            targets = workers.sum((labels != IGNORE).sum()).clamp(min=1)
+            losses = []
+            rows = range(0, len(inputs), config.micro_batch)
+            for row in rows:
+                chunk = slice(row, row + config.micro_batch)
+                exchange_gradients(model, row == rows[-1])
+                each, z_loss = token_losses(model, inputs[chunk], labels[chunk], config)
+                loss = each.sum()
+                # FSDP2 averages over the workers, and the loss is a share of their sum.
+                ((loss + z_loss) / targets * workers.count).backward()
+                losses.append(loss.detach() / targets)
+                by_source.add(each.detach(), labels[chunk], sources[chunk])
+            norm = clip_gradients(model, config.clip_norm)
+            loss = workers.sum(torch.stack(losses).sum())
+            if not (torch.isfinite(loss) and torch.isfinite(norm)):
+                raise _non_finite(run, state.step + 1, losses, batch.keys, config.micro_batch)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
-        state.step += 1
-        state.tokens += config.batch_tokens
-        state.data = data.state()
-        state.elapsed_s = workers.agree(time.monotonic() - start)
-        progress = _progress(config, state, steps)
-        window.add(float(loss), config.batch_tokens)
+            state.step += 1
+            state.tokens += config.batch_tokens
+            state.data = data.state()
+            state.elapsed_s, asked = workers.agree([time.monotonic() - start, float((run / STOP).exists())])
+            stopped, progress = bool(asked), _progress(config, state, steps)
+            window.add(float(loss), config.batch_tokens)
+            last = stopped or progress >= 1
 
-        val_loss = None
-        if config.val_every and held_out.shards and (state.step % config.val_every == 0 or progress >= 1):
-            val_loss = evaluate(model, held_out, config, workers)
-        if state.step % config.log_every == 0 or progress >= 1 or state.step == 1 or val_loss is not None:
-            record = window.record(state, progress, rate, float(norm), val_loss)
-            if log is not None:
-                log.write(record)
-            workers.report(record)
-            window = Window()
-        if (config.checkpoint_every and state.step % config.checkpoint_every == 0) or progress >= 1:
-            if workers.rank == 0:
+            validation = None
+            if config.val_every and held_out.shards and (state.step % config.val_every == 0 or progress >= 1):
+                validation = evaluate(model, held_out, config, workers)
+            preempted = False
+            if last or state.step % config.log_every == 0 or state.step == 1 or validation is not None:
+                workers.sum(by_source.sums)
+                record = window.record(
+                    state,
+                    progress=progress,
+                    rate=rate,
+                    norm=float(norm),
+                    by_source=by_source.means(),
+                    device_share=device_share,
+                    device=device,
+                    validation=validation,
+                )
+                if log is not None:
+                    log.write(record)
+                workers.report(record)
+                preempted = workers.preempted()
+                window, by_source = Window(), SourceLosses(split.shards.sources, device)
+            due = config.checkpoint_every and state.step % config.checkpoint_every == 0
+            if last or preempted or due:
                 provenance = _provenance(config, split, state, settings["dataset"])
-                save_checkpoint(run, model, optimizer, state, provenance, config.keep_checkpoints)
-            workers.wait()
+                checkpointer.save(model, optimizer, state, provenance)
+            checkpointer.check()
 
     if log is not None:
         log.close()
-        save_model(run / MODEL, model, _provenance(config, split, state, settings["dataset"]))
+        if not stopped:
+            export_model(checkpoints(run)[-1], run / MODEL)
     workers.wait()
 
 
@@ -204,15 +235,10 @@ def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
 
 
 @torch.no_grad()
-def evaluate(
-    model: LlamaForCausalLM,
-    split: TokenSplit,
-    config: TrainConfig,
-    workers: Workers,
-) -> float:
-    """Mean loss a token, in nats, on a fixed seeded sample of at most `val_tokens` tokens of a split."""
+def evaluate(model: LlamaForCausalLM, split: TokenSplit, config: TrainConfig, workers: Workers) -> Validation:
+    """Mean loss in nats a token on a fixed seeded sample of at most `val_tokens` tokens of a split, also by source."""
     model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=workers.device)
+    by_source = SourceLosses(split.shards.sources, workers.device)
     batches = evaluation_batches(
         split.shards,
         context=config.context_length,
@@ -222,30 +248,16 @@ def evaluate(
         mask_documents=config.mask_documents,
         seeds=Seeds(0, ("trainer", "evaluation")),
     )
-    for number, batch in enumerate(batches):
-        if number % workers.count == workers.rank:
-            inputs, labels = batch.tensors(workers.device)
-            sums[0] += _loss_sum(model, inputs, labels, config, workers.device)
-            sums[1] += (labels != IGNORE).sum()
-    sums = workers.sum(sums)
+    while turn := list(islice(batches, workers.count)):
+        # Sharded layers are gathered by all workers at once: one without a batch runs another's and drops the losses.
+        batch = turn[min(workers.rank, len(turn) - 1)]
+        inputs, labels = batch.tensors(workers.device)
+        losses, _ = token_losses(model, inputs, labels, config)
+        if workers.rank < len(turn):
+            by_source.add(losses, labels, torch.from_numpy(batch.sources()).to(workers.device))
+    nats, tokens = workers.sum(by_source.sums).sum(1).tolist()
     model.train()
-    return float(sums[0] / sums[1])
-
-
-def _loss_sum(
-    model: torch.nn.Module,
-    inputs: torch.Tensor,
-    labels: torch.Tensor,
-    config: TrainConfig,
-    device: torch.device,
-) -> torch.Tensor:
-    """Sum of the cross entropy over all labels, in nats, computed in float32."""
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        # Positions that start again with each document are what SDPA masks by; without them all of a row is seen.
-        positions = documents(inputs)[1] if config.mask_documents else None
-        logits = model(input_ids=inputs, position_ids=positions, use_cache=False).logits
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+    return Validation(nats / tokens, by_source.means())
 
 
 def _optimizer(model: LlamaForCausalLM, config: TrainConfig) -> torch.optim.AdamW:

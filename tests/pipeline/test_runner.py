@@ -11,7 +11,8 @@ import pytest
 import ray
 
 from uvd.pipeline.ray_runtime import ray_runtime
-from uvd.pipeline.runner import ActorExecutor, Stop, TaskExecutor, run_jobs
+from uvd.pipeline.runner import ActorExecutor, TaskExecutor, run_jobs
+from uvd.sequences.stopping import Stop
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import ray
 import torch
 
 from uvd.tokenize.training_log import read_log
@@ -171,7 +173,8 @@ def test_other_settings_or_other_data_are_refused(micro: str, make_dataset: Any,
 def test_a_damaged_checkpoint_is_named(micro: str, make_dataset: Any, tmp_path: Path) -> None:
     run, uri = tmp_path / "run", make_dataset()
     train(config(micro), uri, run, use_ray=False)
-    (run / "checkpoints/step-000006/optimizer.safetensors").write_bytes(b"not a checkpoint")
+    for part in (run / "checkpoints/step-000006/optimizer").iterdir():
+        part.write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match="step-000006 cannot be loaded"):
         train(config(micro, steps=9), uri, run, resume=True, use_ray=False)
 
@@ -207,10 +210,65 @@ def test_a_torn_log_line_is_dropped(tmp_path: Path) -> None:
     assert read_log(path) == [{"step": 1}]
 
 
+def ray_workers() -> list[psutil.Process]:
+    """Processes of the workers of Ray Train."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any("RayTrainWorker" in part for part in process.info["cmdline"] or ())
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_been(
+    make_dataset: Any, tmp_path: Path, workers: int
+) -> None:
+    uri = make_dataset()
+    settings = config("tiny", num_workers=workers, steps=12, checkpoint_every=2)
+    train(config("tiny", steps=12, checkpoint_every=2), uri, tmp_path / "calm", use_ray=False)
+    killed: list[int] = []
+
+    def kill_one(record: dict[str, Any]) -> None:
+        if record["step"] >= 5 and not killed and (found := ray_workers()):
+            found[-1].kill()
+            killed.append(found[-1].pid)
+
+    ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
+    try:
+        model = train(settings, uri, tmp_path / "run", on_progress=kill_one)
+    finally:
+        ray.shutdown()
+    assert killed
+    assert model.exists()
+    expected = losses(tmp_path / "calm")
+    if workers == 1:
+        assert losses(tmp_path / "run") == expected
+    else:
+        assert [line[1] for line in losses(tmp_path / "run")] == pytest.approx([line[1] for line in expected], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_worker_that_always_fails_is_given_up(make_dataset: Any, tmp_path: Path) -> None:
+    uri = make_dataset()
+
+    def kill(record: dict[str, Any]) -> None:
+        for process in ray_workers():
+            process.kill()
+
+    settings = config("tiny", steps=1000, checkpoint_every=0, max_restarts=1)
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        with pytest.raises(Exception, match=r"(?i)worker|actor|died"):
+            train(settings, uri, tmp_path / "run", on_progress=kill)
+    finally:
+        ray.shutdown()
+    assert not (tmp_path / "run/model").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ray_train_gives_the_losses_of_this_process(make_dataset: Any, tmp_path: Path, workers: int) -> None:
-    ray = pytest.importorskip("ray")
     uri = make_dataset()
     settings = config("tiny", num_workers=workers, steps=4, checkpoint_every=2)
     alone = config("tiny", steps=4, checkpoint_every=2)
