@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs the system libraries that uvd needs on Debian or Ubuntu: with apt when root, else prints the one line to run.
+# `system-packages.sh tests` also installs Chromium and its driver, for the tests of web pages; without, those are skipped.
 # Needed: a C compiler and Python's headers (xtcocotools is compiled), venv, and a software OpenGL (OSMesa).
 set -euo pipefail
 
@@ -17,6 +18,9 @@ fi
 libraries=$(PATH=$PATH:/sbin:/usr/sbin ldconfig -p)
 [[ $libraries == *libOSMesa.so* ]] || missing+=(libosmesa6)
 [[ $libraries == *libEGL.so.1* ]] || missing+=(libegl1)
+if [ "${1:-}" = tests ]; then
+  { command -v chromium && command -v chromedriver; } >/dev/null || missing+=(chromium chromium-driver)
+fi
 
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then

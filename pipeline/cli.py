@@ -12,7 +12,17 @@ import typer
 from rich.console import Console
 
 from uvd import __version__
-from uvd.pipeline import cli_data, cli_dedup, cli_eval, cli_inspect, cli_model, cli_tokenizer
+from uvd.pipeline import (
+    cli_data,
+    cli_dedup,
+    cli_eval,
+    cli_export,
+    cli_inspect,
+    cli_model,
+    cli_play,
+    cli_tokenizer,
+    cli_train,
+)
 from uvd.sequences.errors import UserError
 
 app = typer.Typer(
@@ -26,8 +36,11 @@ cli_data.register(app)
 cli_inspect.register(app)
 cli_dedup.register(app)
 cli_tokenizer.register(app)
+cli_train.register(app)
 cli_model.register(app)
+cli_play.register(app)
 cli_eval.register(app)
+cli_export.register(app)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,4 +1,4 @@
-"""Commands that learn and what they show: `uvd train`, `uvd prompt`, `uvd demo`, `uvd gallery`."""
+"""Commands that show what a model has learned: `uvd prompt`, `uvd demo`, `uvd gallery`."""
 
 from __future__ import annotations
 
@@ -11,44 +11,9 @@ import typer
 from rich.console import Console
 
 from uvd.manifests.dataset import Dataset
-from uvd.pipeline.cli_data import AddressOption, DatasetOption, SetOption
+from uvd.pipeline.cli_data import DatasetOption
 from uvd.pipeline.cli_tokenizer import TokenizerOption
-from uvd.pipeline.config import ConfigError, override, read_yaml, validate
-from uvd.pipeline.ray_runtime import LOCAL
-
-
-def train(
-    dataset: DatasetOption,
-    config: Annotated[Path, typer.Option(help="YAML file; see configs/tiny.yaml and configs/lvm-*.yaml.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run: log, checkpoints, final model.")],
-    settings: SetOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
-    address: AddressOption = LOCAL,
-) -> None:
-    """Train a transformer on the dataset's tokens, through Ray Train.
-
-    Example:
-
-        uvd train --dataset ~/uvd-data --config configs/tiny.yaml --out runs/tiny
-    """
-    from uvd.pipeline.ray_runtime import ray_runtime
-    from uvd.pipeline.tokenizing import ALLOCATOR
-    from uvd.trainer.config import TrainConfig
-    from uvd.trainer.log import progress_line
-    from uvd.trainer.train import train as run
-
-    parsed = validate(TrainConfig, override(read_yaml(config), settings or []), str(config))
-    Dataset.existing(dataset)
-    console = Console(stderr=True)
-    with ray_runtime(address, environment={**ALLOCATOR, "OMP_NUM_THREADS": str(parsed.num_threads)}):
-        run(
-            parsed,
-            dataset,
-            out,
-            resume=resume,
-            on_progress=lambda record: console.print(progress_line(record), markup=False, highlight=False),
-        )
-    console.print(f"the model is in {out}/model", style="green", markup=False)
+from uvd.pipeline.config import ConfigError
 
 
 def prompt(
@@ -156,5 +121,5 @@ def gallery(
 
 
 def register(app: typer.Typer) -> None:
-    for command in (train, prompt, demo, gallery):
+    for command in (prompt, demo, gallery):
         app.command()(command)

@@ -20,6 +20,7 @@ from uvd.sources.images import ImagesConfig
 RUNNER = CliRunner()
 COMMANDS = ["ingest", "tokenize", "samples", "stats", "show", "verify", "dedup", "doctor", "train", "prompt", "demo"]
 NESTED = [
+    ("train", "plot"),
     *[("tokenizer", name) for name in ("train", "convert", "info", "reconstruct", "samples")],
     ("eval", "tokenizer"),
 ]
