@@ -2,14 +2,19 @@
 
 `dataset.json` says with which config each source and tokenizer was run; a second run with another config is refused.
 A shard exists if, and only if, its manifest does.
+
+A view (`manifests.subset`) is a dataset that holds manifests only: its `dataset.json` names the base, where the tars
+lie under the same names. Readers take tars from `Dataset.tars` and so need not know.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -85,8 +90,71 @@ class Dataset:
         dataset = cls(uri)
         if not dataset.storage.exists(_INFO):
             raise DatasetError(f"no dataset at {uri}: there is no {_INFO}. `uvd ingest` makes one.")
-        dataset.info()
+        view = dataset.info().get("view")
+        if view is not None:
+            if not view["complete"]:
+                raise DatasetError(f"{uri} is a view that was not finished: run the same `uvd subset` again")
+            dataset._check_settings()
         return dataset
+
+    @cached_property
+    def base(self) -> Dataset | None:
+        """The dataset whose tars this one, a view, refers to; None if it has its own.
+
+        Raises:
+            DatasetError: if there is no dataset any more where the base was.
+        """
+        view = self.info().get("view")
+        if view is None:
+            return None
+        place = str(view["base"])
+        if self.storage.local_root is not None and "://" not in place:
+            place = os.path.normpath(self.storage.local_root / place)
+        base = Dataset(place)
+        if not base.storage.exists(_INFO) or "view" in base.info():
+            raise DatasetError(
+                f"{self.uri} is a view of {place}, where no dataset with shards of its own is. Bring it back, or make "
+                "the view anew with `uvd subset`."
+            )
+        return base
+
+    @property
+    def tars(self) -> Storage:
+        """Where the tars lie: a shard's is `shard.tar` there."""
+        return self.storage if self.base is None else self.base.storage
+
+    def check_base(self, shard: Shard, metadata: Mapping[str, Any]) -> None:
+        """Makes sure that the base of a view still holds the shard that the view was made from.
+
+        Args:
+            metadata: of the shard's manifest here.
+
+        Raises:
+            DatasetError: if it does not.
+        """
+        if self.base is None:
+            return
+        there = self.base.storage.exists(shard.manifest)
+        if not there or self.base.metadata(shard)["tar_sha256"] != metadata["tar_sha256"]:
+            raise DatasetError(
+                f"{self.uri} is a view of {self.base.uri}, whose shard {shard.folder}/{shard.name} "
+                f"{'has changed' if there else 'is gone'}. Make the view anew with `uvd subset --overwrite`."
+            )
+
+    def _check_settings(self) -> None:
+        """
+        Raises:
+            DatasetError: if the base of this view was made anew under other settings.
+        """
+        assert self.base is not None
+        mine, theirs = self.info(), self.base.info()
+        for section in ("sequences", "tokens"):
+            for name, entry in mine[section].items():
+                if theirs[section].get(name, {}).get("fingerprint") != entry["fingerprint"]:
+                    raise DatasetError(
+                        f"{self.uri} is a view of {self.base.uri}, whose {section}/{name} was made anew under other "
+                        "settings, or is gone. Make the view anew with `uvd subset --overwrite`."
+                    )
 
     def info(self) -> dict[str, Any]:
         """Content of `dataset.json`, or of an empty one."""
@@ -116,6 +184,8 @@ class Dataset:
         """
         with self.storage.locked():
             info = self.info()
+            if "view" in info:
+                raise DatasetError(f"{self.uri} is a view: make {section} in {info['view']['base']}, and the view anew")
             known = info[section].get(name)
             if known is not None and known["fingerprint"] != entry["fingerprint"] and not overwrite:
                 changes = "\n  ".join(differences(known, entry))
@@ -149,6 +219,13 @@ class Dataset:
 
     def _write_info(self, info: dict[str, Any]) -> None:
         self.storage.put(_INFO, (json.dumps(info, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+    def write_view(self, sequences: Mapping[str, Any], tokens: Mapping[str, Any], view: Mapping[str, Any]) -> None:
+        """Makes this dataset a view: records its sections, and in `view` where its base is and how it was made."""
+        with self.storage.locked():
+            self._write_info(
+                {"format": FORMAT_VERSION, "sequences": dict(sequences), "tokens": dict(tokens), "view": dict(view)}
+            )
 
     def sources(self) -> list[str]:
         """Names of the sources that `dataset.json` records."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from uvd import __version__
 from uvd.manifests import codec, schema
 from uvd.manifests.dataset import ConservationError, Dataset, Shard
+from uvd.manifests.summary import encode_summary, summarize
 from uvd.manifests.tar import Member, TarError, TarWriter, iter_members
 from uvd.sequences import Reject, VisualSequence
 from uvd.sequences.phash import phash
@@ -123,6 +124,7 @@ class ImageShardWriter:
             images=sum(row["num_images"] for row in self._rows),
             bytes=self._tar.bytes,
         )
+        refused = schema.reject_rows(rejects, self._shard.number, self._source, self._used)
         metadata = {
             "kind": "sequences",
             "folder": self._source,
@@ -138,13 +140,11 @@ class ImageShardWriter:
             "fingerprint": fingerprint,
             "config_fingerprint": config_fingerprint,
             "uvd_version": __version__,
+            "summary": encode_summary(summarize(self._rows, refused)),
         }
         manifest = schema.to_parquet(self._rows, schema.SEQUENCES, metadata)
         self._pending.commit()
-        self._dataset.storage.put(
-            self._shard.rejects,
-            schema.rejects_to_parquet(rejects, self._shard.number, self._source, self._used),
-        )
+        self._dataset.storage.put(self._shard.rejects, schema.rejects_to_parquet(refused, self._source))
         self._dataset.storage.put(self._shard.manifest, manifest)
         return counts
 
@@ -185,12 +185,15 @@ class StoredSequence:
 
 
 def read_image_shard(dataset: Dataset, shard: Shard) -> Iterator[StoredSequence]:
-    """Streams a shard's sequences in order, reading the tar once.
+    """Streams a shard's sequences in order, reading the tar once; of a view, the ranges of bytes that it names.
 
     Raises:
         TarError: if tar and manifest do not say the same.
     """
     rows = dataset.manifest(shard).to_pylist()
+    if dataset.base is not None:
+        yield from (read_sequence(dataset, shard, row) for row in rows)
+        return
     with dataset.storage.stream(shard.tar) as stream:
         members = iter_members(stream)
         for row in rows:
@@ -199,7 +202,7 @@ def read_image_shard(dataset: Dataset, shard: Shard) -> Iterator[StoredSequence]
 
 def read_sequence(dataset: Dataset, shard: Shard, row: dict[str, Any]) -> StoredSequence:
     """Reads one sequence by its manifest row: one range of bytes."""
-    data = dataset.storage.read_range(shard.tar, row["offset"], row["length"])
+    data = dataset.tars.read_range(shard.tar, row["offset"], row["length"])
     return _match(row, list(iter_members(io.BytesIO(data), span=True)))
 
 

@@ -16,17 +16,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from uvd import __version__
 from uvd.manifests import schema
 from uvd.manifests.dataset import ConservationError, Dataset, Shard
+from uvd.manifests.summary import encode_summary, inflate, summarize
 from uvd.manifests.tar import TarWriter
 from uvd.manifests.tokens import CODEBOOK_SIZE, frame
 from uvd.sequences import Reason, Reject
 
 IMAGES_PER_RECORD = 64
 TOKEN_BYTES = 2
+_COUNT_BYTES = (1, 2, 4)
+_READ_BYTES, _GAP_BYTES = 16 << 20, 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,7 @@ class TokenShardWriter:
             tokens=sum(row["num_tokens"] for row in self._rows),
             bytes=self._tar.bytes,
         )
+        refused = schema.reject_rows(self._rejects, self._shard.number, self._source, set())
         metadata = {
             **provenance,
             "kind": "tokens",
@@ -140,34 +145,90 @@ class TokenShardWriter:
             "fingerprint": fingerprint,
             "uvd_version": __version__,
             "histogram": encode_histogram(self._histogram),
+            "summary": encode_summary(summarize(self._rows, refused)),
         }
         manifest = schema.to_parquet(self._rows, schema.TOKENS, metadata)
         self._pending.commit()
-        self._dataset.storage.put(
-            self._shard.rejects, schema.rejects_to_parquet(self._rejects, self._shard.number, self._source, set())
-        )
+        self._dataset.storage.put(self._shard.rejects, schema.rejects_to_parquet(refused, self._source))
         self._dataset.storage.put(self._shard.manifest, manifest)
         return counts
 
 
 def encode_histogram(counts: NDArray[np.int64]) -> str:
-    """How often each code occurs, `(8192,)`, as base64 of deflated little-endian int64."""
-    return base64.b64encode(zlib.compress(counts.astype("<i8").tobytes(), 6)).decode()
+    """How often each code occurs, `(8192,)`, as base64 of deflated little-endian unsigned integers, plane by plane.
+
+    They have 1, 2 or 4 bytes, as the largest count needs; their low bytes come first, then the next higher ones, which
+    deflates to 6 kB for a shard of 1,000 images.
+
+    Raises:
+        ValueError: if a count has no room in 4 bytes.
+    """
+    largest = int(counts.max(initial=0))
+    width = next((width for width in _COUNT_BYTES if largest < 1 << 8 * width), None)
+    if width is None or counts.min(initial=0) < 0:
+        raise ValueError(f"a code that occurs {largest} times in one shard cannot be counted")
+    planes = counts.astype(f"<u{width}").view(np.uint8).reshape(-1, width).T
+    return base64.b64encode(zlib.compress(planes.tobytes(), 6)).decode()
 
 
 def decode_histogram(text: str) -> NDArray[np.int64]:
-    data = zlib.decompressobj().decompress(base64.b64decode(text), CODEBOOK_SIZE * 8)
-    return np.frombuffer(data, "<i8").astype(np.int64)
+    """`(8192,)` int64 of what `encode_histogram` wrote, or of plain little-endian int64, which early manifests have.
+
+    Raises:
+        ValueError: if it is no histogram.
+    """
+    data = inflate(text, CODEBOOK_SIZE * 8)
+    width, rest = divmod(len(data), CODEBOOK_SIZE)
+    if rest or width not in (*_COUNT_BYTES, 8):
+        raise ValueError(f"{len(data)} bytes are no histogram of {CODEBOOK_SIZE} codes")
+    if width == 8:
+        return np.frombuffer(data, "<i8").astype(np.int64)
+    counts = np.zeros(CODEBOOK_SIZE, np.int64)
+    for number, plane in enumerate(np.frombuffer(data, np.uint8).reshape(width, CODEBOOK_SIZE)):
+        counts += plane.astype(np.int64) << 8 * number
+    return counts
 
 
 def read_tokens(dataset: Dataset, shard: Shard, row: dict[str, Any]) -> NDArray[np.uint16]:
     """The framed tokens of one sequence, by its manifest row: one range of bytes."""
-    data = dataset.storage.read_range(shard.tar, row["offset"], row["length"])
+    data = dataset.tars.read_range(shard.tar, row["offset"], row["length"])
     return np.frombuffer(data, "<u2").astype(np.uint16)
 
 
 def iter_token_shard(dataset: Dataset, shard: Shard) -> Iterator[tuple[dict[str, Any], NDArray[np.uint16]]]:
-    """(manifest row, framed tokens) of every sequence, from one read of the tar."""
-    data = dataset.storage.read(shard.tar)
-    for row in dataset.manifest(shard).to_pylist():
-        yield row, np.frombuffer(data, "<u2", row["length"] // TOKEN_BYTES, row["offset"]).astype(np.uint16)
+    """(manifest row, framed tokens) of every sequence."""
+    return iter_rows(dataset, shard, dataset.manifest(shard))
+
+
+def iter_rows(dataset: Dataset, shard: Shard, table: pa.Table) -> Iterator[tuple[dict[str, Any], NDArray[np.uint16]]]:
+    """(manifest row, framed tokens) of some sequences of a shard, in order.
+
+    Neighbours are read together, 16 MiB at a time at most, and what lies between is skipped if it is long.
+
+    Args:
+        table: their rows, by increasing offset.
+
+    Raises:
+        ValueError: if the tar ends before, or the rows are out of order.
+    """
+    starts = table["offset"].to_numpy()
+    ends = starts + table["length"].to_numpy()
+    if len(starts) and (starts[0] < 0 or (starts[1:] < ends[:-1]).any() or (ends < starts).any()):
+        raise ValueError(f"{shard.manifest}: byte ranges of the sequences overlap or are out of order")
+    first = 0
+    with dataset.tars.filesystem.open_input_file(dataset.tars.full(shard.tar)) as file:
+        while first < len(starts):
+            stop = first + 1
+            while (
+                stop < len(starts)
+                and starts[stop] - ends[stop - 1] <= _GAP_BYTES
+                and (ends[stop] - starts[first] <= _READ_BYTES)
+            ):
+                stop += 1
+            data = file.read_at(int(ends[stop - 1] - starts[first]), int(starts[first]))
+            if len(data) < ends[stop - 1] - starts[first]:
+                raise ValueError(f"{shard.tar} ends at {starts[first] + len(data)}, inside a sequence")
+            for row in table.slice(first, stop - first).to_pylist():
+                tokens = np.frombuffer(data, "<u2", row["length"] // TOKEN_BYTES, row["offset"] - int(starts[first]))
+                yield row, tokens.astype(np.uint16)
+            first = stop

@@ -65,6 +65,8 @@ class Reason(StrEnum):
     BAD_GEOMETRY = "bad_geometry"
     BLANK_VIEW = "blank_view"
     CRASHED = "crashed"
+    # tokens made elsewhere
+    BAD_TOKENS = "bad_tokens"
     # assembly
     LEFTOVER = "leftover"
 

@@ -127,7 +127,9 @@ class CategoriesSource(ItemSource):
             picture = Picture("image", transform.image(pixels), item["origin"], size)
         # The number of the class, as the origin says it.
         group = item["origin"].partition("/")[0]
-        yield Example((index,), self.config.dataset, self.split(item["origin"]), (picture,), group=group)
+        # By its path a photo stays on its side when others join its class, and in other sources of the same folder.
+        split = self.split(item.get("path", item["origin"]))
+        yield Example((index,), self.config.dataset, split, (picture,), group=group)
 
     def _read(self, item: Item) -> bytes:
         if "tar" in item:

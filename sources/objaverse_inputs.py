@@ -87,9 +87,10 @@ class ObjectInputs:
             name = as_text(row.get("path")) or as_text(row.get("uid")) or as_text(row.get("fileIdentifier"))
             try:
                 item = self._item(row)
-                if item["origin"] in seen:
+                # Also the same object in another file, which might be said to belong to another split.
+                if {item["origin"], identity_of(item)} & seen:
                     raise RejectedInput(Reason.DUPLICATE, "listed before")
-                seen.add(item["origin"])
+                seen |= {item["origin"], identity_of(item)}
                 usable += 1
             except RejectedInput as rejected:
                 item = refused(name or f"{path.name} row {number}", rejected.reason, rejected.detail)

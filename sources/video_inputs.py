@@ -6,6 +6,7 @@ for large ones: those become several inputs of `segment_s` seconds, so that a lo
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Iterator
 from glob import glob
 from pathlib import Path
@@ -154,7 +155,8 @@ class VideoInputs:
 
     def _rows(self, path: Path) -> Iterator[Item]:
         for number, row in enumerate(_read_rows(path)):
-            name, url = row.get("path") or "", row.get("url") or ""
+            # However a path is spelt, it is one video, with one origin and in one split.
+            name, url = posixpath.normpath(row["path"]) if row.get("path") else "", row.get("url") or ""
             start_s, end_s = row.get("start") or 0.0, row.get("end")
             origin = name or url or f"{path.name} row {number}"
             if not (0 <= start_s < (MAX_TIME_S if end_s is None else end_s) <= MAX_TIME_S):

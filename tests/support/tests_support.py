@@ -24,9 +24,9 @@ def write_photo(path: Path, seed: int, height: int = 300, width: int = 400) -> N
 
 
 def dataset_bytes(root: Path) -> dict[str, bytes]:
-    """Every file of a dataset that must be deterministic (run logs are not)."""
+    """Every file of a dataset that must be deterministic (run logs and the index of statistics are not)."""
     return {
         path.relative_to(root).as_posix(): path.read_bytes()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and path.relative_to(root).parts[0] != "runs"
+        if path.is_file() and path.relative_to(root).parts[0] not in ("runs", "index")
     }
