@@ -52,6 +52,13 @@ demo: setup ## Real inputs through every source to tokens, a trained model and p
 .PHONY: gallery
 gallery: demo ## Draw the documentation's pictures from the demo's dataset and sample clips
 	$(UVD) gallery --dataset demo/dataset --out docs/gallery
+	$(BIN)/python tests/support/browse_picture.py demo/dataset docs/gallery/browse.png
+	$(BIN)/python tests/support/card_picture.py demo/dataset docs/gallery/card.png
+
+.PHONY: scaling-demo
+scaling-demo: demo ## Three model sizes on the demo's dataset: loss by size, and what examples in the prompt gain
+	$(UVD) eval scaling --dataset demo/dataset --config configs/scaling-demo.yaml --sizes atto,femto,pico \
+	  --pairs 0,1,2,4 --episodes 32 --out runs/scaling-demo --report docs/scaling-demo $(ARGS)
 
 # --- data: make SOURCE INPUT=… OUT=… [KIND=…] [NAME=…] [CONFIG=…] [ARGS=…] -------------------------------------------
 .PHONY: $(SOURCES)
@@ -72,8 +79,9 @@ tokenizer: setup ## Rebuild the embedded tokenizer: fetch its sample packages, m
 	  --set perceptual_weights='$(POOLS)/mobilenet_v2-b0353104.pth' --out runs/uvd-small --resume
 
 .PHONY: stats
-stats: setup ## Show what is in the dataset OUT
+stats: setup ## Show what is in the dataset OUT, and write its card, OUT-card.html
 	$(UVD) stats --dataset '$(OUT)' $(ARGS)
+	$(UVD) stats --dataset '$(OUT)' --format html --out '$(patsubst %/,%,$(OUT))-card.html'
 
 .PHONY: verify
 verify: setup ## Check every byte of the dataset OUT

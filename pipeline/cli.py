@@ -13,6 +13,7 @@ from rich.console import Console
 
 from uvd import __version__
 from uvd.pipeline import (
+    cli_browse,
     cli_data,
     cli_dedup,
     cli_eval,
@@ -22,6 +23,7 @@ from uvd.pipeline import (
     cli_play,
     cli_tokenizer,
     cli_train,
+    cli_verify,
 )
 from uvd.sequences.errors import UserError
 
@@ -34,11 +36,13 @@ app = typer.Typer(
 )
 cli_data.register(app)
 cli_inspect.register(app)
+cli_verify.register(app)
 cli_dedup.register(app)
 cli_tokenizer.register(app)
 cli_train.register(app)
 cli_model.register(app)
 cli_play.register(app)
+cli_browse.register(app)
 cli_eval.register(app)
 cli_export.register(app)
 

@@ -55,9 +55,14 @@ def write_token_shard(
     return np.concatenate(written)
 
 
-def drop_metadata(dataset: Dataset, shard: Shard, *names: str) -> None:
-    """Makes a manifest as it was before its metadata had these."""
+def change_metadata(dataset: Dataset, shard: Shard, changes: dict[str, Any], drop: Sequence[str] = ()) -> None:
+    """Writes a manifest anew with other metadata."""
     path = Path(dataset.uri) / shard.manifest
     table = pq.read_table(path)
-    metadata = json.loads(table.schema.metadata[METADATA_KEY])
-    path.write_bytes(table_to_parquet(table, {name: value for name, value in metadata.items() if name not in names}))
+    metadata = {**json.loads(table.schema.metadata[METADATA_KEY]), **changes}
+    path.write_bytes(table_to_parquet(table, {name: value for name, value in metadata.items() if name not in drop}))
+
+
+def drop_metadata(dataset: Dataset, shard: Shard, *names: str) -> None:
+    """Makes a manifest as it was before its metadata had these."""
+    change_metadata(dataset, shard, {}, names)

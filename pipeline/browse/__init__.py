@@ -1,0 +1,1 @@
+"""`uvd browse`: a small web app on this machine that shows what a dataset holds, and changes nothing."""
