@@ -1,32 +1,38 @@
 """Near-duplicates over a whole dataset, by the 64-bit perceptual hashes in its manifests: marked, never deleted.
 
-In the order of keys, an image joins the group of the first representative within `bits` bits of it, or else becomes
-one itself. So every marked image is within `bits` of the one that stays, and no two that stay are. Pairs are found
-exactly: hashes are cut into more blocks than bits may differ, so near hashes agree in some blocks (Manku et al., WWW
-2007). DuckDB does the joins within a memory limit, spilling to disk; equal hashes count once, so a hash that 100,000
-flat images share costs nothing.
+In the order of sources, shards and rows an image joins the group of the first representative within `bits` bits of it,
+or else becomes one itself. So every marked image is within `bits` of the one that stays, and no two that stay are.
+Against evaluation sets (decontamination) it is simpler: an image is marked if it is within `bits` of any of theirs.
+Pairs are found exactly (`uvd.manifests.near_hashes`); equal hashes count once, so a hash that 100,000 flat images share
+costs nothing. Memory is bounded by the settings: hashes lie in files, what does not fit is parted on disk.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as pads
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from uvd import __version__
-from uvd.manifests.dataset import Dataset, DatasetError
+from uvd.manifests.dataset import Dataset, DatasetError, Shard
+from uvd.manifests.distinct import distinct, mapped
+from uvd.manifests.duplicate_groups import Groups, group_hashes
 from uvd.manifests.fingerprint import fingerprint
-from uvd.manifests.schema import METADATA_KEY, SEQUENCES, read_metadata
+from uvd.manifests.near_hashes import CHUNK, cheapest_choices, near_pairs
+from uvd.manifests.schema import METADATA_KEY, read_metadata
 
 MAX_BITS = 8
 """Beyond it, unrelated photos begin to meet."""
@@ -38,16 +44,17 @@ MARKS = pa.schema(
         pa.field("origin", pa.string(), False),
         pa.field("group", pa.int64(), False),  # in the order of the representatives
         pa.field("distance", pa.int8(), False),  # differing bits to the representative
-        pa.field("representative", pa.string(), False),  # key of the image that stays
+        pa.field(
+            "representative", pa.string(), False
+        ),  # key of the image that stays, after `URI#` if of another dataset
         pa.field("representative_image", pa.int16(), False),
     ]
 )
-"""One row for each image of a group of two or more, the representative too: its key and image name itself."""
+"""One row for each image of a group of two or more, the representative too: its key and image name itself. Against
+evaluation sets one row for each image near one of theirs, which is the representative."""
 _LARGEST = 5
 _SAMPLE = 50_000
-_ODD = 2654435761
-_MEETING_COST = 0.1
-"""Of comparing two hashes, in passes over one hash."""
+_AHEAD = 64
 _BATCH_ROWS = 1 << 16
 
 
@@ -59,19 +66,28 @@ class DedupSettings:
         bits: differing bits up to which two pictures are near-duplicates, 0 to 8.
         sources: names below `sequences/`; all if empty.
         roles: pictures that take part.
-        memory_gb: of DuckDB, which spills to a temporary folder beyond it. The pairs found come on top, 24 bytes each.
-        threads: of DuckDB; all cores by default.
+        against: other datasets, paths or URIs: marks what is near a picture of theirs, and nothing else.
+        memory_gb: of arrays and of DuckDB, each; the pairs found and the marks come on top, 50 bytes each.
+        threads: all cores by default.
     """
 
     bits: int = 3
     sources: tuple[str, ...] = ()
     roles: tuple[str, ...] = ("image",)
+    against: tuple[str, ...] = ()
     memory_gb: float = 4.0
     threads: int | None = None
 
     @property
+    def memory_bytes(self) -> int:
+        return int(self.memory_gb * 1e9)
+
+    @property
     def name(self) -> str:
-        return "+".join(sorted(set(self.sources))) or "all"
+        """Of the pass: its sources, and what they are held against."""
+        own = "+".join(sorted(set(self.sources))) or "all"
+        others = "+".join(Path(uri.rstrip("/")).name for uri in self.against)
+        return f"{own}-against-{others}" if others else own
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +95,9 @@ class DedupSummary:
     """What a pass found.
 
     Attributes:
-        images: that were compared.
-        hashes: different ones among them.
-        groups: of two images or more.
+        images: that were compared, without those of evaluation sets.
+        hashes: different ones, with those of evaluation sets.
+        groups: of two images or more; against evaluation sets, their pictures that have a near one.
         marked: images that are not their group's representative.
         equal: those of them with the representative's very hash.
         largest: (representative's key, images) of the largest groups.
@@ -97,6 +113,17 @@ class DedupSummary:
     path: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Scanned:
+    """A shard whose images are compared: those numbered [start, stop)."""
+
+    dataset: Dataset
+    prefix: str
+    shard: Shard
+    start: int
+    stop: int
+
+
 def find_duplicates(dataset: Dataset, settings: DedupSettings) -> DedupSummary:
     """Compares all pictures and writes `dedup/NAME.parquet`, whole or not at all; equal manifests give an equal file.
 
@@ -104,31 +131,47 @@ def find_duplicates(dataset: Dataset, settings: DedupSettings) -> DedupSummary:
         DatasetError: for unknown sources or roles, bits out of range, or a dataset without images.
     """
     sources = _check(dataset, settings)
-    paths = [shard.manifest for source in sources for shard in dataset.shards(f"sequences/{source}")]
-    if not paths:
-        raise DatasetError(f"{dataset.uri} holds no image shards of {', '.join(sources) or 'any source'}")
+    others = [Dataset.existing(uri) for uri in settings.against]
     before = manifests_fingerprint(dataset, sources)
     dataset.storage.sweep(FOLDER)
-    with tempfile.TemporaryDirectory(prefix="uvd-dedup-") as spill, _connect(spill, settings) as database:
-        full = [dataset.storage.full(path) for path in paths]
-        scan = pads.dataset(full, schema=SEQUENCES, filesystem=dataset.storage.filesystem, format="parquet")
-        database.register("sequences", scan)
-        _collect_hashes(database, settings.roles)
-        if not _count(database, "hashes"):
+    with tempfile.TemporaryDirectory(prefix="uvd-dedup-") as name:
+        spill = Path(name)
+        stream = spill / "stream.u64"
+        known = _collect(others, [other.sources() for other in others], settings, stream, 0)
+        boundary = known[-1].stop if known else 0
+        scanned = _collect([dataset], [sources], settings, stream, boundary)
+        images = scanned[-1].stop if scanned else boundary
+        if images == boundary:
             raise DatasetError(f"no picture in {dataset.uri} has one of the roles {', '.join(settings.roles)}")
-        _find_pairs(database, settings.bits)
-        _assign(database)
-        metadata = {
-            "kind": "dedup",
-            "bits": settings.bits,
-            "sources": sources,
-            "roles": sorted(settings.roles),
-            "manifests": before,
-            "uvd_version": __version__,
-        }
-        path = f"{FOLDER}/{settings.name}.parquet"
-        _write(database, dataset, path, metadata)
-        return _summary(database, path)
+        found = distinct(_pieces(stream), memory=settings.memory_bytes, spill=spill)
+        sample = found.hashes[np.linspace(0, len(found.hashes) - 1, _SAMPLE).astype(np.int64)]
+        low, high = near_pairs(
+            found.hashes,
+            cheapest_choices(settings.bits, np.unique(sample), len(found.hashes)) if settings.bits else [],
+            settings.bits,
+            memory=settings.memory_bytes,
+            threads=settings.threads or _cores(),
+            spill=spill,
+        )
+        groups = group_hashes(found, low, high, boundary if others else None)
+        with _connect(spill, settings) as database:
+            _load_marks(database, [*known, *scanned], _pieces(stream), groups, settings.roles, settings.threads)
+            metadata = {
+                "kind": "dedup",
+                "bits": settings.bits,
+                "sources": sources,
+                "roles": sorted(settings.roles),
+                "against": [[other.uri, manifests_fingerprint(other, other.sources())] for other in others],
+                "manifests": before,
+                "uvd_version": __version__,
+            }
+            path = f"{FOLDER}/{settings.name}.parquet"
+            _write(database, dataset, path, metadata, boundary)
+            return _summary(database, images - boundary, len(found.hashes), boundary, path)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _check(dataset: Dataset, settings: DedupSettings) -> list[str]:
@@ -138,7 +181,10 @@ def _check(dataset: Dataset, settings: DedupSettings) -> list[str]:
     unknown = sorted(set(settings.sources) - set(known))
     if unknown:
         raise DatasetError(f"no source {unknown[0]!r} in {dataset.uri}; there are {', '.join(known) or 'none'}")
-    return sorted(set(settings.sources)) or known
+    sources = sorted(set(settings.sources)) or known
+    if not any(True for source in sources for _ in dataset.shards(f"sequences/{source}")):
+        raise DatasetError(f"{dataset.uri} holds no image shards of {', '.join(sources) or 'any source'}")
+    return sources
 
 
 def manifests_fingerprint(dataset: Dataset, sources: Sequence[str]) -> str:
@@ -164,129 +210,118 @@ def read_marks(dataset: Dataset, name: str = "all") -> tuple[pa.Table, dict[str,
     return table, {**metadata, "stale": stale}
 
 
-def _connect(spill: str, settings: DedupSettings) -> duckdb.DuckDBPyConnection:
+def _collect(
+    datasets: list[Dataset], sources: list[list[str]], settings: DedupSettings, stream: Path, start: int
+) -> list[_Scanned]:
+    """Appends the hashes of all shards to the stream, in order; some manifests are read ahead."""
+    shards = [
+        (dataset, f"{dataset.uri}#" if start == 0 and settings.against else "", shard)
+        for dataset, names in zip(datasets, sources, strict=True)
+        for source in names
+        for shard in dataset.shards(f"sequences/{source}")
+    ]
+    scanned, waiting = [], deque[Future[NDArray[np.uint64]]]()
+    todo = iter(shards)
+    with ThreadPoolExecutor(2 * (settings.threads or _cores())) as pool, stream.open("ab") as file:
+        for dataset, prefix, shard in shards:
+            while len(waiting) < _AHEAD and (following := next(todo, None)) is not None:
+                waiting.append(pool.submit(_shard_hashes, following[0], following[2], settings.roles))
+            hashes = waiting.popleft().result()
+            hashes.tofile(file)
+            scanned.append(_Scanned(dataset, prefix, shard, start, start + len(hashes)))
+            start += len(hashes)
+    return scanned
+
+
+def _shard_hashes(dataset: Dataset, shard: Shard, roles: Sequence[str]) -> NDArray[np.uint64]:
+    table = _read(dataset, shard, ["roles", "phashes"])
+    wanted = pc.is_in(table["roles"].combine_chunks().flatten(), value_set=pa.array(list(roles), pa.string()))
+    return np.asarray(table["phashes"].combine_chunks().flatten().filter(wanted), np.uint64)
+
+
+def _read(dataset: Dataset, shard: Shard, columns: list[str]) -> pa.Table:
+    with dataset.storage.filesystem.open_input_file(dataset.storage.full(shard.manifest)) as file:
+        return pq.ParquetFile(file).read(columns=columns, use_threads=False)
+
+
+def _pieces(stream: Path) -> Iterator[NDArray[np.uint64]]:
+    hashes = mapped(stream, "<u8")
+    for start in range(0, len(hashes), CHUNK):
+        yield np.array(hashes[start : start + CHUNK], np.uint64)
+
+
+def _connect(spill: Path, settings: DedupSettings) -> duckdb.DuckDBPyConnection:
     config: dict[str, Any] = {
         "memory_limit": f"{int(settings.memory_gb * 1000)}MB",
-        "temp_directory": spill,
+        "temp_directory": str(spill),
         "preserve_insertion_order": False,
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
+        **({"threads": settings.threads} if settings.threads is not None else {}),
     }
-    if settings.threads is not None:
-        config["threads"] = settings.threads
-    return duckdb.connect(f"{spill}/hashes.duckdb", config=config)
+    return duckdb.connect(str(spill / "marks.duckdb"), config=config)
 
 
-def _collect_hashes(database: duckdb.DuckDBPyConnection, roles: Sequence[str]) -> None:
-    """`hashes`: each different hash, how many images have it, and the first of them as `KEY/INDEX`."""
-    database.execute("create table wanted as select unnest(?::varchar[]) role", [list(roles)])
+def _load_marks(
+    database: duckdb.DuckDBPyConnection,
+    scanned: list[_Scanned],
+    pieces: Iterator[NDArray[np.uint64]],
+    groups: Groups,
+    roles: Sequence[str],
+    threads: int | None,
+) -> None:
+    """`marks`: a row an image of a group, with its place in the stream and that of its representative."""
+    places, members = groups.images(pieces)
+    shards = np.searchsorted(np.array([item.start for item in scanned]), places, side="right") - 1
+    bounds = np.searchsorted(shards, np.arange(len(scanned) + 1))
     database.execute(
-        "create view pictures as select key, image, origin, phash, key || '/' || lpad(image::varchar, 2, '0') id from ("
-        "select key, unnest(range(num_images)) image, unnest(origins) origin, unnest(roles) role, "
-        "unnest(phashes) phash from sequences) where role in (from wanted)"
+        'create table marks (place bigint, leader bigint, "group" bigint, distance tinyint, '
+        "key varchar, image smallint, origin varchar)"
     )
-    database.execute("create table hashes as select phash, count(*) images, min(id) first from pictures group by phash")
+
+    def read(number: int) -> pa.Table:
+        inside = slice(int(bounds[number]), int(bounds[number + 1]))
+        return _marks_of_shard(scanned[number], places[inside], members[inside], groups, roles)
+
+    with ThreadPoolExecutor(threads or _cores()) as pool:
+        hit = np.flatnonzero(np.diff(bounds)).tolist()
+        for first in range(0, len(hit), _AHEAD):
+            database.register("found", pa.concat_tables(list(pool.map(read, hit[first : first + _AHEAD]))))
+            database.execute("insert into marks from found")
+            database.unregister("found")
 
 
-def _count(database: duckdb.DuckDBPyConnection, table: str) -> int:
-    return database.sql(f"select count(*) from {table}").fetchall()[0][0]
-
-
-def block_masks(bits: int, blocks: int) -> list[int]:
-    """Masks of 64 bits: any two hashes that differ in at most `bits` bits are equal under one of them at least.
-
-    The hash is cut into `blocks` > `bits` parts; `bits` differing bits touch at most `bits` of them, so the other
-    `blocks` - `bits` are equal.
-    """
-    edges = [64 * index // blocks for index in range(blocks + 1)]
-    parts = [(1 << high) - (1 << low) for low, high in pairwise(edges)]
-    return [sum(kept) for kept in combinations(parts, blocks - bits)]
-
-
-def cheapest_masks(bits: int, sample: NDArray[np.uint64], hashes: int) -> list[int]:
-    """Masks for the number of blocks that costs least; what is found is the same with any.
-
-    More blocks mean more masks, each a pass over all hashes, under which fewer hashes meet by chance. How many meet is
-    taken from a sample, because real hashes are not evenly spread: images with large flat areas share parts of theirs.
-    """
-
-    def cost(masks: list[int]) -> float:
-        meetings = 0.0
-        for mask in masks:
-            _, counts = np.unique(sample & np.uint64(mask), return_counts=True)
-            meetings += float((counts * (counts - 1.0)).sum()) / 2
-        return len(masks) * hashes + _MEETING_COST * meetings * (hashes / len(sample)) ** 2
-
-    return min((block_masks(bits, blocks) for blocks in range(bits + 1, bits + 5)), key=cost)
-
-
-def _find_pairs(database: duckdb.DuckDBPyConnection, bits: int) -> None:
-    """`pairs`: different hashes within `bits` of each other, each pair once."""
-    database.execute("create table pairs (a ubigint, b ubigint)")
-    if bits == 0:
-        return
-    # Multiplying by an odd number mixes the bits, so the lowest products are an even sample, and always the same.
-    sample = database.sql(
-        f"select phash from hashes order by (phash::hugeint * {_ODD}) % 4294967296, phash limit {_SAMPLE}"
-    ).fetchnumpy()["phash"]
-    masks = cheapest_masks(bits, np.asarray(sample, np.uint64), _count(database, "hashes"))
-    for number, mask in enumerate(masks):
-        # A pair that an earlier mask has found is not found again.
-        new = " and ".join(f"(xor(a.phash, b.phash) & {other}::ubigint) <> 0" for other in masks[:number]) or "true"
-        database.execute(
-            f"insert into pairs select a.phash, b.phash from hashes a join hashes b "
-            f"on (a.phash & {mask}::ubigint) = (b.phash & {mask}::ubigint) and a.phash < b.phash "
-            f"where bit_count(xor(a.phash, b.phash)) <= {bits} and {new}"
-        )
-
-
-def _assign(database: duckdb.DuckDBPyConnection) -> None:
-    """`members`: hash → the hash of its group's representative, for groups of two images or more."""
-    database.execute(
-        "create table nodes as select phash, (row_number() over (order by first)) - 1 rank from hashes "
-        "where phash in (select a from pairs union select b from pairs)"
+def _marks_of_shard(
+    item: _Scanned, places: NDArray[np.int64], members: NDArray[np.int64], groups: Groups, roles: Sequence[str]
+) -> pa.Table:
+    manifest = _read(item.dataset, item.shard, ["key", "roles", "origins"])
+    lists = manifest["roles"].combine_chunks()
+    wanted = pc.is_in(lists.flatten(), value_set=pa.array(list(roles), pa.string()))
+    rows = np.asarray(pc.list_parent_indices(lists))
+    image = np.arange(len(rows)) - np.asarray(lists.offsets)[rows]
+    kept = np.flatnonzero(np.asarray(wanted))[places - item.start]
+    keys = pc.binary_join_element_wise(item.prefix, manifest["key"].take(pa.array(rows[kept])), "")
+    return pa.table(
+        {
+            "place": places,
+            "leader": groups.leader_places[members],
+            "group": groups.numbers[members],
+            "distance": groups.distances[members],
+            "key": keys,
+            "image": image[kept].astype(np.int16),
+            "origin": manifest["origins"].combine_chunks().flatten().take(pa.array(kept)),
+        }
     )
-    found = database.sql(
-        "select least(m.rank, n.rank) low, greatest(m.rank, n.rank) high from pairs "
-        "join nodes m on m.phash = a join nodes n on n.phash = b order by high, low"
-    ).fetchnumpy()
-    leaders = first_leaders(np.asarray(found["low"]), np.asarray(found["high"]), _count(database, "nodes"))
-    chosen = pa.table({"rank": np.arange(len(leaders)), "leader": leaders})
-    database.register("chosen", chosen)
-    database.execute(
-        "create table members as with led as ("
-        "select n.phash, l.phash leader from chosen join nodes n using (rank) join nodes l on l.rank = chosen.leader "
-        "union all select phash, phash from hashes where phash not in (select phash from nodes)), "
-        "sizes as (select leader, sum(images) images from led join hashes using (phash) group by leader) "
-        "select led.phash, led.leader, h.first, "
-        "dense_rank() over (order by h.first) - 1 number, bit_count(xor(led.phash, led.leader)) distance "
-        "from led join sizes using (leader) join hashes h on h.phash = led.leader where sizes.images > 1"
-    )
-    database.unregister("chosen")
 
 
-def first_leaders(low: NDArray[np.int64], high: NDArray[np.int64], nodes: int) -> NDArray[np.int64]:
-    """For each node the first leader among its neighbours, or itself: then it is a leader.
-
-    Args:
-        low, high: pairs of neighbours, low < high, sorted by high and then low.
-        nodes: they are 0 to nodes - 1, in order of precedence.
-    """
-    leaders = np.arange(nodes)
-    for start in range(0, len(low), _BATCH_ROWS):
-        part = slice(start, start + _BATCH_ROWS)
-        for first, second in zip(low[part].tolist(), high[part].tolist(), strict=True):
-            if leaders[second] == second and leaders[first] == first:
-                leaders[second] = first
-    return leaders
-
-
-def _write(database: duckdb.DuckDBPyConnection, dataset: Dataset, path: str, metadata: Mapping[str, Any]) -> None:
+def _write(
+    database: duckdb.DuckDBPyConnection, dataset: Dataset, path: str, metadata: Mapping[str, Any], boundary: int
+) -> None:
     schema = MARKS.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
     pending = dataset.storage.create(path)
     try:
         with pq.ParquetWriter(pending.stream, schema, compression="zstd") as writer:
-            for batch in _rows(database):
+            for batch in _rows(database, boundary):
                 writer.write_table(pa.Table.from_batches([batch]).cast(schema), row_group_size=_BATCH_ROWS)
         pending.commit()
     except BaseException:
@@ -294,23 +329,21 @@ def _write(database: duckdb.DuckDBPyConnection, dataset: Dataset, path: str, met
         raise
 
 
-def _rows(database: duckdb.DuckDBPyConnection) -> Iterator[pa.RecordBatch]:
+def _rows(database: duckdb.DuckDBPyConnection, boundary: int) -> Iterator[pa.RecordBatch]:
     yield from database.sql(
-        'select key, image::smallint image, origin, number "group", distance::tinyint distance, '
-        "first[:-4] representative, first[-2:]::smallint representative_image "
-        "from pictures join members using (phash) order by number, id"
+        'select m.key, m.image, m.origin, m."group", m.distance, r.key representative, r.image representative_image '
+        f'from marks m join marks r on m.leader = r.place where m.place >= {boundary} order by m."group", m.place'
     ).to_arrow_reader(_BATCH_ROWS)
 
 
-def _summary(database: duckdb.DuckDBPyConnection, path: str) -> DedupSummary:
-    ((images, hashes),) = database.sql("select sum(images)::bigint, count(*) from hashes").fetchall()
-    inside = "from members join hashes using (phash)"
-    ((groups, members, equal),) = database.sql(
-        "select count(distinct number), coalesce(sum(images), 0)::bigint, "
-        f"coalesce(sum(images) filter (where distance = 0), 0)::bigint {inside}"
+def _summary(database: duckdb.DuckDBPyConnection, images: int, hashes: int, boundary: int, path: str) -> DedupSummary:
+    own = f"from marks where place >= {boundary}"
+    ((groups, marked, equal),) = database.sql(
+        'select count(distinct "group"), count(*) filter (place <> leader), '
+        f"count(*) filter (distance = 0 and place <> leader) {own}"
     ).fetchall()
     largest = database.sql(
-        f"select members.first[:-4], sum(images)::bigint images {inside} "
-        f"group by members.first order by images desc, members.first limit {_LARGEST}"
+        "select r.key, count(*)::bigint images from marks m join marks r on m.leader = r.place "
+        f"where m.place >= {boundary} group by r.place, r.key order by images desc, r.place limit {_LARGEST}"
     ).fetchall()
-    return DedupSummary(images, hashes, groups, members - groups, equal - groups, tuple(largest), path)
+    return DedupSummary(images, hashes, groups, marked, equal, tuple(largest), path)

@@ -1,8 +1,8 @@
-"""Sequences that training leaves out because `uvd dedup` has marked them.
+"""Sequences that tokenizing or training leaves out because `uvd dedup` has marked them.
 
 A sequence is left out if each of its pictures that was compared is a near-duplicate of one that stays. The sequence of
 a picture that stays is never left out, and no split is looked at, so a copy of a held-out picture leaves `train` or
-`val` and the other stays. Costs 8 bytes of memory a sequence that is left out, and 8 more while the marks are read.
+`val` and the other stays. A pass against evaluation sets is stricter: one marked picture is enough. Costs 8 bytes of memory a sequence that is left out, and 8 more while the marks are read.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ class Duplicates:
         name: of the pass.
         fingerprint: of the image shards that were compared, and how.
         roles: of the pictures that were compared.
+        any_picture: whether one marked picture of a sequence is enough.
         marked: for each source `(n,)` int64, ascending: shard << 32 | index of each marked picture's sequence.
     """
 
     name: str
     fingerprint: str
     roles: frozenset[str]
+    any_picture: bool
     marked: dict[str, NDArray[np.int64]]
 
     def left_out(self, source: str, shard: int, keys: pa.ChunkedArray, roles: pa.ChunkedArray) -> NDArray[np.bool_]:
@@ -50,7 +52,7 @@ class Duplicates:
         ends = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy())])
         before = np.concatenate([[0], np.cumsum(counted)])
         compared = before[ends[1:]] - before[ends[:-1]]
-        return (compared > 0) & (marks >= compared)
+        return marks > 0 if self.any_picture else (compared > 0) & (marks >= compared)
 
 
 def read_duplicates(dataset: Dataset, name: str) -> Duplicates:
@@ -74,7 +76,7 @@ def read_duplicates(dataset: Dataset, name: str) -> Duplicates:
                 found.setdefault(source, []).append(sequences)
     marked = {source: np.sort(np.concatenate(parts)) for source, parts in found.items()}
     made = f"{fingerprint} {metadata['bits']} {' '.join(metadata['roles'])}"
-    return Duplicates(name, made, frozenset(metadata["roles"]), marked)
+    return Duplicates(name, made, frozenset(metadata["roles"]), bool(metadata["against"]), marked)
 
 
 def _marked(batch: pa.RecordBatch) -> dict[str, NDArray[np.int64]]:

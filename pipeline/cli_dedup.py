@@ -16,6 +16,10 @@ def dedup(
     source: Annotated[list[str] | None, typer.Option(help="Source to compare, repeatable; all by default.")] = None,
     bits: Annotated[int, typer.Option(min=0, max=8, help="Of 64, that near-duplicates differ in at most.")] = 3,
     roles: Annotated[list[str] | None, typer.Option(help="Pictures that take part, repeatable; `image`.")] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="Dataset of an evaluation set, repeatable: marks what is near it, only that."),
+    ] = None,
     memory_gb: Annotated[float, typer.Option(min=0.1, help="Memory of the joins; beyond it they use disk.")] = 4.0,
     num_cpus: Annotated[int | None, typer.Option(min=1, help="Threads; all cores by default.")] = None,
 ) -> None:
@@ -23,13 +27,25 @@ def dedup(
 
     Nothing is deleted: the groups are written to DATASET/dedup/all.parquet, or to one named after the sources.
 
-    Example:
+    With --against it is all-against-… instead: every picture near one of an evaluation set. `duplicates: NAME` in the
+    config of `uvd train` leaves out what a pass has marked, `uvd tokenize --duplicates NAME` too.
+
+    Examples:
 
         uvd dedup --dataset ~/uvd-data --source laion
+
+        uvd dedup --dataset ~/uvd-data --against ~/kinetics-val --bits 6
     """
     from uvd.manifests.dedup import DedupSettings, find_duplicates
 
-    settings = DedupSettings(bits, tuple(source or ()), tuple(roles or ("image",)), memory_gb, num_cpus)
+    settings = DedupSettings(
+        bits=bits,
+        sources=tuple(source or ()),
+        roles=tuple(roles or ("image",)),
+        against=tuple(against or ()),
+        memory_gb=memory_gb,
+        threads=num_cpus,
+    )
     found = find_duplicates(Dataset.existing(dataset), settings)
     share = 100 * found.marked / found.images
     console = Console()

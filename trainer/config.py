@@ -34,7 +34,7 @@ class TrainConfig(BaseModel):
     buffer_tokens: int = Field(1 << 27, ge=1 << 16)
     """Tokens that are shuffled among themselves: 2 bytes each, twice, since the next are read ahead (512 MiB)."""
     duplicates: str | None = None
-    """Name of a pass of `uvd dedup`, such as all: sequences of which it marked every picture are left out."""
+    """Name of a pass of `uvd dedup`: sequences of which it marked every picture (against a set: any) are left out."""
     seed: int = Field(0, ge=0)
     """Seed of the initial weights and of the order of the data."""
 

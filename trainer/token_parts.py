@@ -26,7 +26,7 @@ from uvd.manifests.schema import read_metadata
 from uvd.manifests.token_shard import TOKEN_BYTES
 from uvd.manifests.tokens import TOKENS_PER_IMAGE
 from uvd.sequences.errors import UserError
-from uvd.trainer.duplicates import Duplicates, read_duplicates
+from uvd.manifests.duplicates import Duplicates, read_duplicates
 
 PART_TOKENS = 1 << 20
 """A part ends with the sequence that begins before so many tokens: 2 MiB of a tar."""

@@ -12,7 +12,9 @@ from tests_support import dataset_bytes
 from typer.testing import CliRunner
 
 from uvd.manifests import Dataset, DatasetError, schema
-from uvd.manifests.dedup import DedupSettings, block_masks, cheapest_masks, find_duplicates, first_leaders, read_marks
+from uvd.manifests.dedup import DedupSettings, find_duplicates, read_marks
+from uvd.manifests.duplicate_groups import first_leaders
+from uvd.manifests.near_hashes import block_choices, cheapest_choices
 from uvd.pipeline import cli_dedup
 
 FLAT = 1 << 63
@@ -84,10 +86,15 @@ def planted(seed: int, count: int = 600) -> list[int]:
     return [hashes[int(index)] for index in rng.permutation(len(hashes))]
 
 
+@pytest.mark.parametrize("memory_gb", [1.0, 1e-5], ids=["in memory", "parted on disk"])
 @pytest.mark.parametrize("bits", [0, 1, 3, 5, 8])
-def test_groups_are_those_of_comparing_all_with_all(tmp_path, bits):
+def test_groups_are_those_of_comparing_all_with_all(tmp_path, monkeypatch, bits, memory_gb):
     hashes = planted(bits)
     dataset = make(tmp_path, hashes)
+    if memory_gb < 0.1:
+        for name, value in (("near_hashes.CHUNK", 100), ("distinct._MIN_ROWS", 64), ("dedup.CHUNK", 50)):
+            monkeypatch.setattr(f"uvd.manifests.{name}", value)
+        monkeypatch.setattr(DedupSettings, "memory_bytes", property(lambda self: 10_000))
     found = find_duplicates(dataset, DedupSettings(bits=bits))
     keys = [f"laion-{index // 500:06d}-{index % 500:06d}" for index in range(len(hashes))]
     representatives = brute_force(hashes, bits)
@@ -110,7 +117,7 @@ def test_groups_are_those_of_comparing_all_with_all(tmp_path, bits):
 @pytest.mark.parametrize("bits", range(9))
 @pytest.mark.parametrize("more", [1, 2, 3, 4])
 def test_near_hashes_agree_under_some_mask_wherever_they_differ(bits, more):
-    masks = block_masks(bits, bits + more)
+    masks = [choice.mask for choice in block_choices(bits, bits + more)]
     rng = np.random.default_rng(bits)
     for _ in range(300):
         difference = flipped(0, bits, rng)
@@ -124,9 +131,9 @@ def test_near_hashes_agree_under_some_mask_wherever_they_differ(bits, more):
 def test_hashes_that_share_a_part_get_masks_under_which_they_do_not_all_meet():
     even = np.random.default_rng(0).integers(0, 2**64, 5000, dtype=np.uint64)
     shared = even & np.uint64(0xFFFFFFFF) | np.uint64(0xABC << 40)
-    assert len(cheapest_masks(3, even, 10**6)) == 4
-    assert len(cheapest_masks(3, shared, 10**6)) > 4
-    assert len(cheapest_masks(3, even, 10**9)) > 10
+    assert len(cheapest_choices(3, even, 10**5)) == 4
+    assert len(cheapest_choices(3, shared, 10**5)) > 4
+    assert len(cheapest_choices(3, even, 10**9)) > 10
 
 
 def test_a_chain_does_not_lead_away_from_its_representative():
@@ -248,6 +255,35 @@ def test_the_command_says_what_was_found(tmp_path):
     assert "3 images, 2 different hashes" in done.output
     assert "1 images (33.33 %) are near-duplicates" in done.output
     assert "no image was removed" in done.output
+
+
+def evaluation_set(tmp_path, hashes: list[int]) -> Dataset:
+    (tmp_path / "other").mkdir()
+    make(tmp_path / "other", hashes, source="photos")
+    (tmp_path / "other" / "d").rename(tmp_path / "eval")
+    return Dataset(str(tmp_path / "eval"))
+
+
+@pytest.mark.parametrize("bits", [0, 3])
+def test_against_an_evaluation_set_all_that_is_near_it_is_marked_and_nothing_else(tmp_path, bits):
+    hashes = planted(11)
+    rng = np.random.default_rng(3)
+    theirs = [flipped(hashes[int(index)], int(rng.integers(7)), rng) for index in range(0, len(hashes), 5)]
+    dataset, other = make(tmp_path, hashes), evaluation_set(tmp_path, theirs)
+    found = find_duplicates(dataset, DedupSettings(bits=bits, against=(other.uri,)))
+    expected = {}
+    for index, value in enumerate(hashes):
+        # Their very hash if it is there, or else the first near one.
+        near = [number for number, their in enumerate(theirs) if (value ^ their).bit_count() <= bits]
+        if near:
+            first = min(near, key=lambda number: (theirs[number] != value, number))
+            expected[f"laion-{index // 500:06d}-{index % 500:06d}"] = f"{other.uri}#photos-000000-{first:06d}"
+    assert len(expected) > 20
+    assert found.path == "dedup/all-against-eval.parquet"
+    marks = marked(dataset, "all-against-eval")
+    assert {key: name for key, (name, _) in marks.items()} == expected
+    assert (found.images, found.marked) == (len(hashes), len(expected))
+    assert all(distance <= bits for _, distance in marks.values())
 
 
 @pytest.mark.slow

@@ -77,6 +77,20 @@ def test_a_second_shard_of_copies_goes_and_other_roles_stay(dataset: Dataset) ->
     assert {index for shard, index in found if shard == 2} == set(range(len(SEQUENCES)))
 
 
+def test_one_picture_of_an_evaluation_set_is_enough(dataset: Dataset, tmp_path: Any) -> None:
+    other = Dataset(str(tmp_path / "held-out"))
+    other.declare("sequences", "a-b", {"fingerprint": "f"})
+    row = {"key": "a-b-000000-000000", "source": "laion", "dataset": "d", "layout": "l", "split": "test"}
+    row |= {"num_images": 1, "roles": ["image"], "origins": ["o"], "indices": [None], "widths": [9], "heights": [9]}
+    manifest = schema.to_parquet(
+        [row | {"phashes": [C ^ 1], "inputs": [0], "offset": 0, "length": 0}], schema.SEQUENCES, {"tar_sha256": "x"}
+    )
+    other.storage.put("sequences/a-b/000000.parquet", manifest)
+    find_duplicates(dataset, DedupSettings(against=(other.uri,)))
+    left = {(0, index) for index, hashes in enumerate(SEQUENCES) if C not in hashes}
+    assert kept(dataset, "all-against-held-out") == left
+
+
 def test_missing_and_old_marks_are_refused(dataset: Dataset) -> None:
     with pytest.raises(DatasetError, match="run `uvd dedup`"):
         open_split(dataset.uri, "train", duplicates="all")
