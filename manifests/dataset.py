@@ -176,7 +176,7 @@ class Dataset:
         Args:
             section: `sequences` or `tokens`.
             name: source, or `tokenizer/source`.
-            entry: JSON-able, with `fingerprint` and whatever explains it.
+            entry: JSON-able, with `fingerprint` and whatever explains it; `plan`, once it is known: `shards`, `inputs`.
             overwrite: drop what is there under another fingerprint (and tokens made from it).
 
         Raises:
@@ -188,13 +188,16 @@ class Dataset:
                 raise DatasetError(f"{self.uri} is a view: make {section} in {info['view']['base']}, and the view anew")
             known = info[section].get(name)
             if known is not None and known["fingerprint"] != entry["fingerprint"] and not overwrite:
-                changes = "\n  ".join(differences(known, entry))
+                old = {key: value for key, value in known.items() if key != "plan"}
+                changes = "\n  ".join(differences(old, entry))
                 raise ConfigChangedError(
                     f"{section}/{name} in {self.uri} was made with other settings:\n  {changes}\n"
                     "Use the old settings, another name, another dataset, or --overwrite to make it anew."
                 )
             if known is not None and known["fingerprint"] != entry["fingerprint"]:
                 self._drop(info, section, name)
+            elif known is not None and "plan" in known:
+                entry = {"plan": known["plan"], **entry}
             if info[section].get(name) != entry:
                 info[section][name] = dict(entry)
                 self._write_info(info)

@@ -75,16 +75,21 @@ class ManifestError(ValueError):
 
 def to_parquet(rows: list[dict[str, Any]], schema: pa.Schema, metadata: Mapping[str, Any]) -> bytes:
     """Serialises rows; `metadata` goes as sorted JSON under the file metadata key `uvd`."""
+    return table_to_parquet(pa.Table.from_pylist(rows, schema=schema), metadata)
+
+
+def table_to_parquet(table: pa.Table, metadata: Mapping[str, Any]) -> bytes:
+    """The same, of a table that is there already."""
     text = json.dumps(metadata, sort_keys=True, separators=(",", ":"))
-    table = pa.Table.from_pylist(rows, schema=schema.with_metadata({METADATA_KEY: text.encode()}))
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", row_group_size=max(1, len(rows)))
+    described = table.replace_schema_metadata({METADATA_KEY: text.encode()})
+    pq.write_table(described, sink, compression="zstd", row_group_size=max(1, len(table)))
     return sink.getvalue()
 
 
-def rejects_to_parquet(rejects: list[Reject], shard: int, folder: str, used: set[int]) -> bytes:
-    """Serialises the rejects of one shard; those whose input is in `used` are marked partial."""
-    rows = [
+def reject_rows(rejects: list[Reject], shard: int, folder: str, used: set[int]) -> list[dict[str, Any]]:
+    """The rejects of one shard as rows of `REJECTS`; those whose input is in `used` are marked partial."""
+    return [
         {
             "folder": folder,
             "shard": shard,
@@ -96,6 +101,10 @@ def rejects_to_parquet(rejects: list[Reject], shard: int, folder: str, used: set
         }
         for reject in sorted(rejects, key=lambda reject: (reject.input, reject.reason, reject.detail))
     ]
+
+
+def rejects_to_parquet(rows: list[dict[str, Any]], folder: str) -> bytes:
+    """Serialises rows of `REJECTS`, as `reject_rows` makes them."""
     return to_parquet(rows, REJECTS, {"kind": "rejects", "folder": folder})
 
 

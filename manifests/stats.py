@@ -1,24 +1,30 @@
-"""Statistics of a dataset from its manifests: shares beside UVDv1's, layouts, tokens and codebook use, rejects.
+"""Statistics of a dataset from its manifests: shares, tokens, codebook use, rejects, duplicates, cost.
 
-Nothing but Parquet is read. DuckDB does the sums over all manifests at once, and answers `--sql` on the same views,
-read-only and without access to other files.
+Nothing but footers of Parquet files is read, or the index of an earlier time (`manifests/survey.py`); with a condition
+that is not on dimensions alone, the manifests' columns. Tokens and pictures are never read.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as pads
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from uvd.manifests.dataset import RETRY_PLAN, Dataset, DatasetError
-from uvd.manifests.schema import REJECTS, SEQUENCES, TOKENS
-from uvd.manifests.token_shard import decode_histogram
+from uvd.manifests.dataset import Dataset, DatasetError, Shard
+from uvd.manifests.dedup import FOLDER as DEDUP_FOLDER
+from uvd.manifests.fingerprint import fingerprint
+from uvd.manifests.retried import retried_counts, retried_inputs
+from uvd.manifests.runs import read_runs, stage_costs
+from uvd.manifests.schema import read_metadata
+from uvd.manifests.shares import Cells, cells_of, filtered, shares
+from uvd.manifests.sql import query
+from uvd.manifests.survey import FolderSurvey, Survey, survey
 from uvd.manifests.tokens import CODEBOOK_SIZE, perplexity
 
 UVDV1_SHARES = {
@@ -31,6 +37,7 @@ UVDV1_SHARES = {
 """Percent of images in UVDv1 (LVM paper, arXiv 2312.00785, section 3.1 and appendix)."""
 TOP_HOSTS = 10
 OTHER = "other"
+ALL = "(all)"
 FAMILY = {
     "laion": "unlabelled images",
     "images": "unlabelled images",
@@ -41,164 +48,276 @@ FAMILY = {
     "objaverse": "3D objects",
 }
 """UVDv1's kind of data of each source; `other` for sources that are not named here."""
+TABLES = (
+    "by",
+    "families",
+    "sources",
+    "datasets",
+    "layouts",
+    "roles",
+    "splits",
+    "accounting",
+    "rejects",
+    "reject_hosts",
+    "reject_datasets",
+    "tokens",
+    "codebook",
+    "duplicates",
+    "costs",
+)
+"""The tables among the statistics, in the order in which a person wants them."""
+_ACCOUNTED = ("inputs", "used", "rejected", "partial")
 
 
-def connect(dataset: Dataset) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection with the views `sequences`, `tokens` and `rejects`, closed to all other files."""
-    views: dict[str, Any] = {
-        "sequences": _scan(dataset, [shard.manifest for shard in dataset.all_shards("sequences")], SEQUENCES),
-        "tokens": _scan(dataset, [shard.manifest for shard in dataset.all_shards("tokens")], TOKENS),
-        "refused": _scan(dataset, [shard.rejects for shard in dataset.all_shards("sequences")], REJECTS),
-        "retried": _retried(dataset),
-    }
-    connection = duckdb.connect(config={"autoinstall_known_extensions": False, "autoload_known_extensions": False})
-    for name, view in views.items():
-        connection.register(name, view)
-    # What a round of retries has taken up is counted there.
-    connection.execute("create view rejects as from refused anti join retried using (folder, shard, input)")
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET lock_configuration = true")
-    return connection
+def statistics(
+    dataset: Dataset,
+    where: str | None = None,
+    by: Sequence[str] = (),
+    *,
+    tokenizer: str | None = None,
+    counted: Survey | None = None,
+) -> dict[str, Any]:
+    """Everything that `uvd stats` shows, as one JSON-able mapping.
 
+    Args:
+        where: SQL condition on sequences; only the tables of shares are given then.
+        by: dimensions of one more table of shares, of `shares.BY`.
+        tokenizer: whose tokens the shares count; the one with most tokens by default.
+        counted: a survey of this dataset, if there is one already.
 
-def _retried(dataset: Dataset) -> pa.Table:
-    """(folder, shard, input) of rejects that a committed shard of retries has taken up."""
-    columns = ["folder", "shard", "input"]
-    tables = [pa.schema([REJECTS.field(name) for name in columns]).empty_table()]
-    for name, entry in sorted(dataset.info()["sequences"].items()):
-        # A run may have been killed between recording a round and writing its plan: then there is no round.
-        if "retry_of" in entry and dataset.storage.exists(f"sequences/{name}/{RETRY_PLAN}"):
-            plan = pq.read_table(io.BytesIO(dataset.storage.read(f"sequences/{name}/{RETRY_PLAN}")), columns=columns)
-            size = entry["retry_shard_size"]
-            tables += [plan.slice(shard.number * size, size) for shard in dataset.shards(f"sequences/{name}")]
-    return pa.concat_tables(tables)
-
-
-def _scan(dataset: Dataset, paths: list[str], schema: pa.Schema) -> Any:
-    if not paths:
-        return schema.empty_table()
-    full = [dataset.storage.full(path) for path in paths]
-    return pads.dataset(full, schema=schema, filesystem=dataset.storage.filesystem, format="parquet")
-
-
-def query(dataset: Dataset, sql: str) -> pa.Table:
-    """Answers one SQL query on the views `sequences`, `tokens` and `rejects`.
+    Returns:
+        `dataset`, `tokenizer` (or None), `shards` with `read` and `index`, and the tables of `TABLES`, each a list of
+        rows with the same keys; a table may be empty or missing.
 
     Raises:
-        DatasetError: if it is not one `select`, or DuckDB refuses it.
+        DatasetError: if a manifest is none, or `where` or `by` cannot be understood.
     """
-    try:
-        statements = duckdb.extract_statements(sql)
-        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            raise DatasetError("--sql takes one select statement")
-        return connect(dataset).sql(sql).to_arrow_table()
-    except duckdb.Error as error:
-        raise DatasetError(f"--sql: {error}") from error
-
-
-def statistics(dataset: Dataset) -> dict[str, Any]:
-    """Everything that `uvd stats` shows, as one JSON-able mapping."""
-    connection = connect(dataset)
-
-    def rows(sql: str) -> list[dict[str, Any]]:
-        table: pa.Table = connection.sql(sql).to_arrow_table()
-        return table.to_pylist()
-
-    taken_up = {row["folder"]: row["n"] for row in rows("select folder, count(*)::bigint n from retried group by all")}
-    by_source = rows(
-        "select source, dataset, count(*)::bigint sequences, sum(num_images)::bigint images, sum(length)::bigint bytes "
-        "from sequences group by all order by source, dataset"
-    )
-    return {
+    counted = counted or survey(dataset)
+    tokenizer = _choose_tokenizer(dataset, counted, tokenizer)
+    cells = cells_of(counted, tokenizer)
+    if where is not None:
+        cells = filtered(dataset, cells, where, tokenizer)
+    result: dict[str, Any] = {
         "dataset": dataset.uri,
-        "sources": by_source,
+        "where": where,
+        "tokenizer": tokenizer,
+        "shards": {
+            "all": sum(folder.shards for folder in counted.folders.values()),
+            "read": counted.shards_read,
+            "index": counted.index,
+        },
+    }
+    if by:
+        result["by"] = shares(cells, by)
+    result |= _one_way(cells)
+    if where is None:
+        result |= _accounts(dataset, counted)
+        result |= _tokens(dataset, counted)
+        result["duplicates"] = _duplicates(dataset, counted)
+        result["costs"] = stage_costs(read_runs(dataset).to_pylist())
+    return result
+
+
+def _choose_tokenizer(dataset: Dataset, counted: Survey, wanted: str | None) -> str | None:
+    """The one that is wanted, or that made most tokens; None if nothing is tokenized.
+
+    Raises:
+        DatasetError: if the wanted one made none.
+    """
+    tokens: Counter[str] = Counter()
+    for tokenizer, source in dataset.token_folders():
+        tokens[tokenizer] += counted.folders[f"tokens/{tokenizer}/{source}"].totals["tokens"]
+    if wanted is None:
+        return max(sorted(tokens), key=tokens.__getitem__, default=None)
+    if wanted not in tokens:
+        raise DatasetError(f"no tokens by {wanted!r}; there are {', '.join(sorted(tokens)) or 'none at all'}")
+    return wanted
+
+
+def _one_way(cells: Cells) -> dict[str, list[dict[str, Any]]]:
+    by_source = shares(cells, ("source", "dataset"))
+    return {
         "families": _families(by_source),
-        "layouts": rows(
-            "select layout, count(*)::bigint sequences, sum(num_images)::bigint images "
-            "from sequences group by all order by images desc, layout"
-        ),
-        "splits": rows(
-            "select split, count(*)::bigint sequences, sum(num_images)::bigint images "
-            "from sequences group by all order by split"
-        ),
-        "roles": rows(
-            "select role, count(*)::bigint images from (select unnest(roles) role from sequences) "
-            "group by all order by images desc, role"
-        ),
-        "rejects": rows(
-            "select reason, count(*)::bigint inputs from rejects where not partial group by all "
-            "order by inputs desc, reason"
-        ),
-        "reject_hosts": rows(
-            "select regexp_extract(origin, '^https?://([^/?#]+)', 1) host, reason, count(*)::bigint inputs "
-            "from rejects where not partial and origin similar to 'https?://.*' "
-            f"group by all order by inputs desc, host, reason limit {TOP_HOSTS}"
-        ),
-        "accounting": _accounting(dataset, taken_up),
-        "tokens": _tokens(dataset),
+        "sources": shares(cells, ("source",)),
+        "datasets": by_source,
+        "layouts": shares(cells, ("layout",)),
+        "roles": shares(cells, ("role",)),
+        "splits": shares(cells, ("split",)),
     }
 
 
 def _families(by_source: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Images by UVDv1's kinds of data, with the share here and there in percent."""
-    total = sum(row["images"] for row in by_source)
-    images = dict.fromkeys(UVDV1_SHARES, 0)
+    """Sequences, images and tokens by UVDv1's kinds of data, with the share of images here and there in percent."""
+    totals = {family: Counter[str]() for family in UVDV1_SHARES}
     for row in by_source:
-        family = FAMILY.get(row["source"], OTHER)
-        images[family] = images.get(family, 0) + row["images"]
+        family = totals.setdefault(FAMILY.get(row["source"], OTHER), Counter())
+        family.update({name: row[name] for name in ("sequences", "images", "tokens")})
+    images = sum(total["images"] for total in totals.values())
     return [
         {
             "family": family,
-            "images": count,
-            "share": 100 * count / total if total else 0.0,
+            "sequences": total["sequences"],
+            "images": total["images"],
+            "share": 100 * total["images"] / images if images else 0.0,
             "uvdv1_share": UVDV1_SHARES.get(family, 0.0),
+            "tokens": total["tokens"],
         }
-        for family, count in images.items()
+        for family, total in totals.items()
     ]
 
 
-def _accounting(dataset: Dataset, taken_up: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Inputs, used and rejected by source, summed over the manifests' metadata; `retried` of the rejected are inputs of
-    a round of retries, which is a source of its own."""
-    result = []
+def _accounts(dataset: Dataset, counted: Survey) -> dict[str, list[dict[str, Any]]]:
+    """Inputs, used and rejected by source; rejects by reason, host and dataset.
+
+    `retried` of the rejected are inputs of a round of retries, which is a source of its own: they are not among the
+    rejects.
+    """
+    retried = retried_inputs(dataset)
+    taken_up = Counter(retried["folder"].to_pylist())
+    accounting = []
     for source in dataset.sources():
-        totals = dict.fromkeys(("inputs", "used", "rejected", "partial"), 0)
-        shards = dataset.shards(f"sequences/{source}")
-        for shard in shards:
-            metadata = dataset.metadata(shard)
-            for name in totals:
-                totals[name] += metadata[name]
-        result.append({"source": source, "shards": len(shards), **totals, "retried": taken_up.get(source, 0)})
-    return result
+        folder = counted.folders[f"sequences/{source}"]
+        totals = {name: folder.totals[name] for name in _ACCOUNTED}
+        accounting.append({"source": source, "shards": folder.shards, **totals, "retried": taken_up[source]})
+    return {"accounting": accounting, **_rejects(dataset, counted.rejects, retried_counts(dataset, retried))}
 
 
-def _tokens(dataset: Dataset) -> list[dict[str, Any]]:
-    """Tokens, bytes and codebook use by tokenizer and source; histograms are merged, tokens never read."""
-    result = []
-    for tokenizer, source in dataset.token_folders():
-        totals: dict[str, int] = dict.fromkeys(("sequences", "images", "tokens", "tar_bytes", "rejected"), 0)
-        histogram = np.zeros(CODEBOOK_SIZE, np.int64)
-        for shard in dataset.shards(f"tokens/{tokenizer}/{source}"):
-            metadata = dataset.metadata(shard)
-            for name in totals:
-                totals[name] += metadata[name]
-            histogram += decode_histogram(metadata["histogram"])
-        result.append({"tokenizer": tokenizer, "source": source, **totals, **codebook_use(histogram)})
-    return result
-
-
-def codebook_use(histogram: np.ndarray) -> dict[str, float]:
-    """Share of the 8192 codes that occur, in percent, and the perplexity (exp of the entropy) of their use."""
-    used = np.count_nonzero(histogram)
-    if not used:
-        return {"codes_used": 0.0, "perplexity": 0.0}
+def _rejects(
+    dataset: Dataset, counts: pa.Table, retried: Mapping[tuple[str, str, str], int]
+) -> dict[str, list[dict[str, Any]]]:
+    """The tables of rejects of image shards, all sums by Arrow: there may be millions of hosts."""
+    taken_up = [(f"sequences/{folder}", reason, host, -inputs) for (folder, reason, host), inputs in retried.items()]
+    columns = list(zip(*taken_up, strict=True)) or [()] * len(counts.schema)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, counts.schema, strict=True)]
+    table = pa.concat_tables([counts, pa.table(arrays, schema=counts.schema)])
+    table = table.filter(pc.starts_with(table["folder"], "sequences/"))
+    names = {f"sequences/{source}": name for source, name in _datasets(dataset).items()}
+    folders = table["folder"].to_numpy(zero_copy_only=False)
+    table = table.append_column("dataset", pa.array([names[folder] for folder in folders], pa.string()))
+    with_host = table.filter(pc.not_equal(table["host"], ""))
     return {
-        "codes_used": 100 * used / CODEBOOK_SIZE,
-        "perplexity": perplexity(histogram),
+        "rejects": _most(table, ["reason"]),
+        "reject_hosts": _most(with_host, ["host", "reason"], TOP_HOSTS),
+        "reject_datasets": _most(table, ["dataset", "reason"]),
     }
 
 
+def _most(table: pa.Table, keys: list[str], limit: int | None = None) -> list[dict[str, Any]]:
+    """Inputs by `keys`, most first."""
+    added = table.group_by(keys).aggregate([("inputs", "sum")]).rename_columns({"inputs_sum": "inputs"})
+    added = added.filter(pc.not_equal(added["inputs"], 0))
+    ordered = added.sort_by([("inputs", "descending"), *((key, "ascending") for key in keys)])
+    rows: list[dict[str, Any]] = ordered.slice(0, limit).select([*keys, "inputs"]).to_pylist()
+    return rows
+
+
+def _datasets(dataset: Dataset) -> dict[str, str]:
+    """Name of the dataset that each source was made from, as its config says; else the source's own."""
+    named = {}
+    for source, entry in dataset.info()["sequences"].items():
+        config = entry.get("config")
+        named[source] = str(config.get("dataset", source)) if isinstance(config, dict) else source
+    return named
+
+
+def _tokens(dataset: Dataset, counted: Survey) -> dict[str, list[dict[str, Any]]]:
+    """Tokens, bytes and codebook use by tokenizer and source, and of all sources together where there are several."""
+    folders: dict[str, dict[str, list[FolderSurvey]]] = {}
+    for tokenizer, source in dataset.token_folders():
+        folders.setdefault(tokenizer, {})[source] = [counted.folders[f"tokens/{tokenizer}/{source}"]]
+    parts = []
+    for tokenizer, sources in folders.items():
+        parts += [(tokenizer, source, part) for source, part in sources.items()]
+        if len(sources) > 1:
+            parts.append((tokenizer, ALL, [folder for part in sources.values() for folder in part]))
+    return {
+        "tokens": [_token_row(*part) for part in parts],
+        "codebook": [_codebook_row(*part) for part in parts],
+    }
+
+
+def _token_row(tokenizer: str, source: str, folders: list[FolderSurvey]) -> dict[str, Any]:
+    totals = Counter[str]()
+    for folder in folders:
+        totals.update(folder.totals)
+    tokens, tar_bytes = totals["tokens"], totals["tar_bytes"]
+    return {
+        "tokenizer": tokenizer,
+        "source": source,
+        **{name: totals[name] for name in ("sequences", "images", "rejected", "tokens", "tar_bytes")},
+        "bytes_per_token": tar_bytes / tokens if tokens else 0.0,
+    }
+
+
+def _codebook_row(tokenizer: str, source: str, folders: list[FolderSurvey]) -> dict[str, Any]:
+    """`unknown_shards` are those whose manifest has no histogram, and whose tokens are not in these numbers."""
+    return {
+        "tokenizer": tokenizer,
+        "source": source,
+        **codebook_use(np.sum([folder.histogram for folder in folders], axis=0)),
+        "unknown_shards": sum(folder.without_histogram for folder in folders),
+    }
+
+
+def codebook_use(histogram: NDArray[np.int64]) -> dict[str, float]:
+    """Share of the 8192 codes that occur, in percent, how many do not, and the perplexity (exp of the entropy)."""
+    used = int(np.count_nonzero(histogram))
+    return {
+        "codes_used": 100 * used / CODEBOOK_SIZE,
+        "dead_codes": CODEBOOK_SIZE - used,
+        "perplexity": perplexity(histogram) if used else 0.0,
+    }
+
+
+def _duplicates(dataset: Dataset, counted: Survey) -> list[dict[str, Any]]:
+    """What passes of `uvd dedup` have marked; `stale` if manifests have changed since."""
+    rows = []
+    for name in dataset.storage.list(DEDUP_FOLDER):
+        if not name.endswith(".parquet"):
+            continue
+        groups, marked, metadata = _read_pass(dataset, f"{DEDUP_FOLDER}/{name}")
+        sources = metadata["sources"]
+        known = [counted.folders.get(f"sequences/{source}") for source in sources]
+        hashes = [
+            [Shard(f"sequences/{source}", number).manifest, sha]
+            for source, folder in zip(sources, known, strict=True)
+            if folder is not None
+            for number, sha in sorted(folder.tar_sha256.items())
+        ]
+        rows.append(
+            {
+                "pass": name.removesuffix(".parquet"),
+                "bits": metadata["bits"],
+                "roles": ", ".join(metadata["roles"]),
+                "groups": groups,
+                "duplicates": marked,
+                "stale": None in known or metadata["manifests"] != fingerprint(hashes),
+            }
+        )
+    return rows
+
+
+def _read_pass(dataset: Dataset, path: str) -> tuple[int, int, dict[str, Any]]:
+    """(groups, images that are not their group's representative, metadata) of the marks in a file.
+
+    Raises:
+        DatasetError: if it was not written by `uvd dedup`.
+    """
+    try:
+        with dataset.storage.filesystem.open_input_file(dataset.storage.full(path)) as file:
+            marks = pq.ParquetFile(file)
+            metadata = read_metadata(marks.schema_arrow, path)
+            rows, parts = marks.metadata.num_rows, marks.metadata.num_row_groups
+            # Groups are numbered in the order of the rows.
+            groups = 1 + pc.max(marks.read_row_group(parts - 1, ["group"])["group"]).as_py() if rows else 0
+            return groups, rows - groups, {name: metadata[name] for name in ("bits", "roles", "sources", "manifests")}
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+        raise DatasetError(f"{path} was not written by `uvd dedup` ({error}): delete it, or run that again") from error
+
+
 def flatten(statistics: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The tables among the statistics, in the order in which a person wants them."""
-    order = ("families", "sources", "layouts", "splits", "roles", "accounting", "rejects", "reject_hosts", "tokens")
-    return [(name, statistics[name]) for name in order if statistics[name]]
+    """The tables among the statistics that are not empty, in the order in which a person wants them."""
+    return [(name, statistics[name]) for name in TABLES if statistics.get(name)]
+
+
+__all__ = ["UVDV1_SHARES", "codebook_use", "flatten", "query", "statistics", "survey"]

@@ -18,10 +18,16 @@ from urllib.parse import unquote, urlsplit
 
 from pyarrow import fs
 
+from uvd.manifests.lease import hold
 from uvd.sequences.errors import UserError
 
 _TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{12}\.tmp$")
 _COPY_BYTES = 8 << 20
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is being written, or was when its writer was killed."""
+    return _TEMPORARY.match(name) is not None
 
 
 class StorageError(UserError):
@@ -125,6 +131,10 @@ class Storage:
         selector = fs.FileSelector(self.full(folder), allow_not_found=True)
         return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
 
+    def iter_files(self, folder: str) -> Iterator[fs.FileInfo]:
+        """Name, size and time of change of what is directly in `folder`, in no order; nothing if it is not there."""
+        yield from self.filesystem.get_file_info(fs.FileSelector(self.full(folder), allow_not_found=True))
+
     def delete(self, path: str) -> None:
         self.filesystem.delete_file(self.full(path))
 
@@ -134,19 +144,19 @@ class Storage:
 
     def sweep(self, folder: str) -> int:
         """Deletes temporary files that a killed run left in `folder`; returns how many."""
-        stale = [name for name in self.list(folder) if _TEMPORARY.match(name)]
+        stale = [name for name in self.list(folder) if is_temporary(name)]
         for name in stale:
             self.delete(f"{folder}/{name}" if folder else name)
         return len(stale)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the local dataset folder while `dataset.json` is read and rewritten; leaves no lock file.
-
-        Object stores have no such lock; there the last writer of `dataset.json` wins.
+        """Holds the dataset while `dataset.json` is read and rewritten: locally by a lock on its folder, on object
+        stores by a lease. Waits for others; leaves no lock file.
         """
         if self.local_root is None:
-            yield
+            with hold(self, ["dataset.json"], wait=True):
+                yield
             return
         self.local_root.mkdir(parents=True, exist_ok=True)
         folder = os.open(self.local_root, os.O_RDONLY)

@@ -113,6 +113,7 @@ class RunProgress:
 
     def summary(self) -> dict[str, Any]:
         return {
+            "shards": self._finished,
             "counts": dict(self.counts),
             "reasons": dict(self.reasons),
             "stage_seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
