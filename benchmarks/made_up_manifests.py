@@ -40,6 +40,8 @@ VALIDATION = 20
 """Sequences at the end of each shard that are of the split `val`."""
 TOKENIZER = "made-up"
 TAR_OVERHEAD = 1024
+NEAR_ONE_IN, NEAR_BITS = 20, 3
+"""One perceptual hash in so many is that of another picture but for so many bits at most."""
 _REASONS = ("http_404", "http_403", "timeout", "dns", "too_small", "not_image")
 
 
@@ -182,11 +184,23 @@ def _sequences(kind: Kind, shard: int, rng: np.random.Generator) -> pa.Table:
             name: _lists(pa.array(np.repeat(rng.integers(200, 2000, ROWS).astype(np.int32), each)), each)
             for name in ("widths", "heights")
         },
-        "phashes": _lists(pa.array(rng.integers(0, 2**64, images, dtype=np.uint64)), each),
+        "phashes": _lists(pa.array(_hashes(rng, images)), each),
         "offset": pa.array(np.cumsum(lengths) - lengths),
         "length": pa.array(lengths),
     }
     return pa.table([columns[name] for name in SEQUENCES.names], schema=SEQUENCES)
+
+
+def _hashes(rng: np.random.Generator, count: int) -> NDArray[np.uint64]:
+    """Random ones; one in twenty is that of another picture of the shard with up to three bits changed."""
+    hashes = rng.integers(0, 2**64, count, dtype=np.uint64)
+    copies = count // NEAR_ONE_IN
+    changed = hashes[:copies]
+    for _ in range(NEAR_BITS):
+        # The same bit twice is no change, so there are equal ones too.
+        changed = changed ^ (np.uint64(1) << rng.integers(0, 64, copies).astype(np.uint64))
+    hashes[count - copies :] = changed
+    return hashes
 
 
 def _files(kind: Kind, shard: int, each: int) -> pa.Array:
