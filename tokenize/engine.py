@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from uvd.manifests.codec import CodecError
 from uvd.manifests.dataset import Dataset, Shard
+from uvd.manifests.duplicates import Duplicates
 from uvd.manifests.image_shard import StoredSequence, read_image_shard
 from uvd.manifests.token_shard import TokenCounts, TokenShardWriter
 from uvd.sequences import Reason
@@ -31,12 +32,13 @@ SEQUENCES_AHEAD = 8
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A sequence whose pictures were decoded, or why they could not be."""
+    """A sequence whose pictures were decoded, or why they were not."""
 
     index: int
     row: dict[str, Any]
     pictures: list[NDArray[np.uint8]]
     error: str = ""
+    reason: Reason = Reason.UNREADABLE
 
 
 def tokenize_shard(
@@ -47,6 +49,7 @@ def tokenize_shard(
     fingerprint: str,
     provenance: Callable[[], dict[str, Any]],
     decode_threads: int = DECODE_THREADS,
+    duplicates: Duplicates | None = None,
 ) -> TokenCounts:
     """Encodes all sequences of an image shard and commits the token shard of the same number.
 
@@ -54,6 +57,7 @@ def tokenize_shard(
 
     Args:
         provenance: asked at the end, when a batch size that had to be halved has settled.
+        duplicates: marks of `uvd dedup`; sequences that they leave out are rejected as near-duplicates.
 
     Raises:
         TarError: if the image shard's tar and manifest do not match.
@@ -62,13 +66,27 @@ def tokenize_shard(
     source = shard.folder.partition("/")[2]
     with TokenShardWriter(dataset, tokenizer_name, source, shard.number) as writer:
         num_inputs = dataset.metadata(shard)["sequences"]
-        decoded = _decode_ahead(read_image_shard(dataset, shard), decode_threads)
+        left_out = _left_out(dataset, shard, duplicates)
+        decoded = _decode_ahead(read_image_shard(dataset, shard), decode_threads, left_out)
         good = ((sequence.row, sequence.pictures) for sequence in _rejecting(decoded, writer))
         # Closed at once when something fails, or the queue would wait for more pictures of this shard.
         with closing(encode_all(good, queue)) as encoded:
             for row, codes in encoded:
                 writer.add(row, _checked(codes, row, shard))
         return writer.commit(num_inputs, fingerprint, provenance())
+
+
+def _left_out(dataset: Dataset, shard: Shard, duplicates: Duplicates | None) -> dict[int, Decoded]:
+    """By its place in the shard, what `duplicates` leaves out."""
+    if duplicates is None:
+        return {}
+    rows = dataset.manifest(shard, ["key", "roles"])
+    flags = duplicates.left_out(shard.folder.partition("/")[2], shard.number, rows["key"], rows["roles"])
+    why = f"marked by uvd dedup, pass {duplicates.name}"
+    return {
+        index: Decoded(index, {"key": rows["key"][index].as_py()}, [], why, Reason.NEAR_DUPLICATE)
+        for index in np.flatnonzero(flags).tolist()
+    }
 
 
 def _checked(codes: NDArray[np.uint16] | Exception, row: dict[str, Any], shard: Shard) -> NDArray[np.uint16]:
@@ -80,7 +98,7 @@ def _checked(codes: NDArray[np.uint16] | Exception, row: dict[str, Any], shard: 
 def _rejecting(decoded: Iterable[Decoded], writer: TokenShardWriter) -> Iterator[Decoded]:
     for sequence in decoded:
         if sequence.error:
-            writer.reject(sequence.index, sequence.row["key"], Reason.UNREADABLE, sequence.error)
+            writer.reject(sequence.index, sequence.row["key"], sequence.reason, sequence.error)
         else:
             yield sequence
 
@@ -92,13 +110,17 @@ def _decode(index: int, stored: StoredSequence) -> Decoded:
         return Decoded(index, stored.row, [], str(error) or "damaged picture")
 
 
-def _decode_ahead(stored: Iterable[StoredSequence], threads: int) -> Iterator[Decoded]:
+def _decode_ahead(stored: Iterable[StoredSequence], threads: int, left_out: dict[int, Decoded]) -> Iterator[Decoded]:
     """Decodes in threads, in order, a bounded number of sequences ahead of the consumer."""
     ahead = SEQUENCES_AHEAD * max(1, threads // 2)
     with ThreadPoolExecutor(threads) as pool:
         window: deque[Future[Decoded]] = deque()
         for index, sequence in enumerate(stored):
-            window.append(pool.submit(_decode, index, sequence))
+            if index in left_out:
+                window.append(Future())
+                window[-1].set_result(left_out[index])
+            else:
+                window.append(pool.submit(_decode, index, sequence))
             if len(window) > ahead:
                 yield window.popleft().result()
         while window:

@@ -10,6 +10,7 @@ import torch
 from tests_support import smooth_photo
 
 from uvd.manifests.dataset import Dataset, Shard
+from uvd.manifests.duplicates import Duplicates
 from uvd.manifests.image_shard import ImageShardWriter
 from uvd.manifests.token_shard import iter_token_shard
 from uvd.manifests.tokens import unframe
@@ -162,6 +163,20 @@ def test_a_shard_becomes_tokens(tmp_path):
     found = [unframe(tokens)[:, 0].tolist() for _, tokens in iter_token_shard(dataset, Shard("tokens/t/images", 0))]
     assert found == [[1, 2, 3], [4], [5, 6]]
     assert dataset.metadata(Shard("tokens/t/images", 0))["device"] == "fake"
+
+
+def test_what_dedup_has_marked_is_rejected_and_never_encoded(tmp_path):
+    dataset, shard = make_shard(tmp_path, [[1], [BAD], [2, 2], [3]])
+    marked = {"images": np.array([1, 2, 2])}  # the second, and both pictures of the third
+    duplicates = Duplicates("all", "f", frozenset({"image"}), False, marked)
+    with EncodingQueue(FakeEncoder()) as queue:
+        counts = tokenize_shard(dataset, shard, "t", queue, "f", dict, duplicates=duplicates)
+    assert (counts.sequences, counts.rejected) == (2, 2)
+    tokens = Shard("tokens/t/images", 0)
+    assert [row["key"][-6:] for row in dataset.manifest(tokens).to_pylist()] == ["000000", "000003"]
+    rejects = dataset.rejects(tokens).to_pylist()
+    assert [(row["input"], row["reason"]) for row in rejects] == [(1, "near_duplicate"), (2, "near_duplicate")]
+    assert "pass all" in rejects[0]["detail"]
 
 
 # --- the real model ---------------------------------------------------------------------------------------------------
