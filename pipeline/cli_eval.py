@@ -1,4 +1,4 @@
-"""Commands that measure: `uvd eval tokenizer`, and the tasks of `cli_eval_model`."""
+"""Commands that measure: `uvd eval tokenizer`, and the tasks of `cli_eval_model` and `cli_scaling`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from uvd.manifests.dataset import Dataset
-from uvd.pipeline import cli_eval_model
+from uvd.pipeline import cli_eval_model, cli_scaling
 from uvd.pipeline.config import ConfigError
 from uvd.sequences.example import SPLITS
 
@@ -174,4 +174,5 @@ def _cells(row: SourceQuality, columns: list[str]) -> list[str]:
 
 def register(app: typer.Typer) -> None:
     cli_eval_model.register(eval_app)
+    cli_scaling.register_eval(eval_app)
     app.add_typer(eval_app, name="eval")

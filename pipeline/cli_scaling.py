@@ -116,7 +116,7 @@ def scaling(
 
     Example:
 
-        uvd eval scaling --dataset ~/uvd-data --config configs/scaling-demo.yaml --sizes nano,mini,tiny --out runs/sizes
+        uvd eval scaling --dataset ~/uvd-data --config configs/scaling-demo.yaml --sizes femto,pico --out runs/sizes
     """
     from uvd.trainer.evaluate.comparison import size_variants
     from uvd.trainer.model import SIZES

@@ -58,12 +58,13 @@ def measure_model(
     if format == "json":
         print(report.as_json())
     else:
-        _print_table(report, Console())
+        print_table(report, Console())
     for path in report.save(out) if out is not None else []:
         console.print(f"wrote {path}", markup=False)
 
 
-def _print_table(report: Report, console: Console) -> None:
+def print_table(report: Report, console: Console) -> None:
+    """Prints a result's rows, protocol and notes; its settings name `model` and `tokenizer`."""
     console.print(f"{report.task}: {report.settings['model']}, {report.settings['tokenizer']}", markup=False)
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     for name in ("group", "predictor"):

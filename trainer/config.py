@@ -19,7 +19,7 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     size: str = "tiny"
-    """Model size: tiny (for a CPU), 100m, 300m, 600m, 1b, 3b, 7b."""
+    """Model size: atto, femto, pico, tiny (for a CPU), 100m, 300m, 600m, 1b, 3b, 7b."""
     context: int | None = Field(None, ge=16, le=1 << 20)
     """Context length in tokens, instead of the size's own (4096; tiny: 2064 = 8 images and some room)."""
     tokenizer: str | None = None

@@ -1,4 +1,4 @@
-"""The visual transformer: a plain `transformers.LlamaForCausalLM` in the sizes of the LVM paper, and `tiny` for a CPU.
+"""The visual transformer: a plain `transformers.LlamaForCausalLM` in the sizes of the LVM paper, and four for a CPU.
 
 Vocabulary 8292, untied embeddings, RMSNorm eps 1e-6, initial standard deviation 0.02, rotary positions, SDPA attention
 (arXiv 2312.00785, section 3.3 and the released configs). Costs 4 bytes a parameter, 16 with gradients and AdamW state.
@@ -38,6 +38,9 @@ class ModelSize:
 
 
 SIZES = {
+    "atto": ModelSize(8, 24, 1, 1, context=2064),
+    "femto": ModelSize(16, 48, 1, 1, context=2064),
+    "pico": ModelSize(32, 96, 1, 1, context=2064),
     "tiny": ModelSize(192, 512, 4, 3, context=2064),
     "100m": ModelSize(640, 1664, 22, 10),
     "300m": ModelSize(1024, 2688, 22, 8),

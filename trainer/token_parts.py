@@ -188,7 +188,7 @@ def open_split(
     """
     dataset = Dataset.existing(uri)
     folders = dataset.token_folders()
-    tokenizer = _chosen(uri, tokenizer, sorted({name for name, _ in folders}))
+    tokenizer = _chosen(dataset.uri, tokenizer, sorted({name for name, _ in folders}))
     names = tuple(f"tokens/{tokenizer}/{source}" for name, source in folders if name == tokenizer)
     marks = read_duplicates(dataset, duplicates) if duplicates is not None else None
     digest = sha256(f"{marks.name} {marks.fingerprint}\n".encode() if marks else b"")
@@ -209,7 +209,7 @@ def open_split(
         (one, a), (other, b) = list(fingerprints.items())[:2]
         raise TokenDataError(f"{a} was made by tokenizer {one[:12]}, {b} by {other[:12]}: tokenize again")
     if not fingerprints:
-        raise TokenDataError(f"{uri} has no token shards of {tokenizer}: run `uvd tokenize`")
+        raise TokenDataError(f"{dataset.uri} has no token shards of {tokenizer}: run `uvd tokenize`")
     table = np.frombuffer(columns, np.int64).reshape(-1, 5).T
     folder, shard, first, stop = table[0].astype(np.int16), *(table[row].astype(np.int32) for row in (1, 2, 3))
     parts = TokenParts(dataset, split, marks, names, folder, shard, first, stop, table[4].copy(), lengths)

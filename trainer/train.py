@@ -21,6 +21,7 @@ from uvd.manifests.dataset import Dataset
 from uvd.manifests.fingerprint import differences
 from uvd.sequences import Seeds
 from uvd.sequences.errors import UserError
+from uvd.sequences.object_stores import without_query
 from uvd.sequences.stopping import stop_on_signals
 from uvd.tokenize.training_log import Progress, TrainingLog, followed
 from uvd.tokenize.workers import Workers, fit_on_ray
@@ -99,7 +100,7 @@ def train(
     run.mkdir(parents=True, exist_ok=True)
     settings = {
         "config": config.model_dump(mode="json"),
-        "dataset": Dataset(str(dataset)).uri,
+        "dataset": Dataset(str(dataset)).address,
         "out": str(run),
     }
     stop = run / STOP
@@ -127,7 +128,7 @@ def train_worker(settings: dict[str, Any], on_progress: Progress | None = None) 
     split = open_split(settings["dataset"], "train", config.tokenizer, duplicates=config.duplicates)
     held_out = open_split(settings["dataset"], "val", split.tokenizer, duplicates=config.duplicates)
     if not split.shards:
-        raise EmptySplitError(f"the train split of {settings['dataset']} holds no sequences of {split.tokenizer}")
+        raise EmptySplitError(f"the train split of {without_query(settings['dataset'])} holds no sequences of {split.tokenizer}")
     data = PackedTokens(
         split.shards,
         context=config.context_length,
@@ -211,7 +212,7 @@ def train_worker(settings: dict[str, Any], on_progress: Progress | None = None) 
                 window, by_source = Window(), SourceLosses(split.shards.sources, device)
             due = config.checkpoint_every and state.step % config.checkpoint_every == 0
             if last or preempted or due:
-                provenance = _provenance(config, split, state, settings["dataset"])
+                provenance = _provenance(config, split, state, without_query(settings["dataset"]))
                 checkpointer.save(model, optimizer, state, provenance)
             checkpointer.check()
 

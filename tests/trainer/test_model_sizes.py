@@ -18,7 +18,7 @@ def test_config_follows_the_released_models() -> None:
     assert (config.vocab_size, config.max_position_embeddings, config.rms_norm_eps) == (8292, 4096, 1e-6)
     assert (config.initializer_range, config.tie_word_embeddings) == (0.02, False)
     assert config.rope_parameters["rope_theta"] == 10_000
-    assert set(SIZES) == {"tiny", *PUBLISHED_MILLIONS}
+    assert set(SIZES) == {"atto", "femto", "pico", "tiny", *PUBLISHED_MILLIONS}
 
 
 def test_initial_weights_are_a_function_of_the_seed_and_leave_the_global_generator_alone(micro: str) -> None:

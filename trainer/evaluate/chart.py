@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import floor, isfinite, log10
+from math import ceil, floor, isfinite, log10
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ LEFT, RIGHT, TOP, BOTTOM = 90, 30, 84, 70
 COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0))
 _INK, _GRID = (30, 30, 30), (225, 225, 225)
 _TICKS = 6
+_NARROW = 5.0
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -42,38 +43,70 @@ def ticks(low: float, high: float, wanted: int = _TICKS) -> list[float]:
     return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
 
 
-def line_chart(curves: Sequence[Curve], *, title: str = "", x_axis: str = "", y_axis: str = "") -> NDArray[np.uint8]:
+def log_ticks(low: float, high: float) -> list[float]:
+    """Marks of a logarithmic axis, both above 0, from `low` or before to `high` or after: 1, 2 and 5 times powers of
+    ten, powers alone if those are many, and evenly spaced ones if both ends lie within a factor of 5."""
+    if high / low < _NARROW and (even := [mark for mark in ticks(low, high) if mark > 0])[0] <= low:
+        return even
+    powers = range(floor(log10(low) + 1e-9), ceil(log10(high) - 1e-9) + 1)
+    factors = (1, 2, 5) if len(powers) <= _TICKS - 2 else (1,)
+    marks = [float(f"{factor}e{power}") for power in powers for factor in factors]
+    first = max(index for index, mark in enumerate(marks) if mark <= low * (1 + 1e-9))
+    last = next((index for index, mark in enumerate(marks) if mark >= high * (1 - 1e-9)), len(marks) - 1)
+    return marks[first : max(last, first + 1) + 1]
+
+
+def line_chart(
+    curves: Sequence[Curve],
+    *,
+    title: str = "",
+    x_axis: str = "",
+    y_axis: str = "",
+    log_x: bool = False,
+    log_y: bool = False,
+    points: Sequence[Curve] | None = None,
+) -> NDArray[np.uint8]:
     """Draws curves with their points.
+
+    Args:
+        log_x, log_y: whether an axis is logarithmic; what is not above 0 is left out then.
+        points: drawn as points alone, the first in the colour of the first curve, and so on; curves have none then.
 
     Returns:
         `(520, 900, 3)` uint8 RGB.
 
     Raises:
-        ValueError: if there is no finite point.
+        ValueError: if there is no point that can be drawn.
     """
-    points = [(x, y) for curve in curves for x, y in zip(curve.x, curve.y, strict=True) if isfinite(x) and isfinite(y)]
-    if not points:
+    shown = [_drawable(curve, log_x, log_y) for curve in curves]
+    marked = shown if points is None else [_drawable(curve, log_x, log_y) for curve in points]
+    places = [place for curve in (*shown, *marked) for place in curve]
+    if not places:
         raise ValueError("a chart needs at least one finite point")
-    xs, ys = zip(*points, strict=True)
+    xs, ys = zip(*places, strict=True)
     low, high = min(xs), max(xs)
-    scale = ticks(min(ys), max(ys))
-    image, draw = _canvas(title, y_axis, scale)
-    for mark in ticks(low, high, 10):
+    scale = log_ticks(min(ys), max(ys)) if log_y else ticks(min(ys), max(ys))
+    image, draw = _canvas(title, y_axis, scale, log_y)
+    for mark in log_ticks(low, high) if log_x else ticks(low, high, 10):
         if low <= mark <= high:
-            _text(draw, (_across(mark, low, high), HEIGHT - BOTTOM + 8), f"{mark:g}", 13, "ma")
+            _text(draw, (_across(mark, low, high, log_x), HEIGHT - BOTTOM + 8), f"{mark:g}", 13, "ma")
     _text(draw, ((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 34), x_axis, 14, "ma")
-    for number, curve in enumerate(curves):
-        colour = COLOURS[number % len(COLOURS)]
-        places = [
-            (_across(x, low, high), _up(y, scale))
-            for x, y in zip(curve.x, curve.y, strict=True)
-            if isfinite(x) and isfinite(y)
-        ]
-        draw.line(places, fill=colour, width=3)
-        for x, y in places:
-            draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
+    for number, curve in enumerate(shown):
+        line = [(_across(x, low, high, log_x), _up(y, scale, log_y)) for x, y in curve]
+        draw.line(line, fill=COLOURS[number % len(COLOURS)], width=3)
+    for number, curve in enumerate(marked):
+        for x, y in ((_across(x, low, high, log_x), _up(y, scale, log_y)) for x, y in curve):
+            draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=COLOURS[number % len(COLOURS)])
     _legend(draw, [curve.name for curve in curves])
     return np.asarray(image)
+
+
+def _drawable(curve: Curve, log_x: bool, log_y: bool) -> list[tuple[float, float]]:
+    return [
+        (x, y)
+        for x, y in zip(curve.x, curve.y, strict=True)
+        if isfinite(x) and isfinite(y) and (x > 0 or not log_x) and (y > 0 or not log_y)
+    ]
 
 
 def bar_chart(bars: Mapping[tuple[str, str], float], *, title: str = "") -> NDArray[np.uint8]:
@@ -107,13 +140,15 @@ def bar_chart(bars: Mapping[tuple[str, str], float], *, title: str = "") -> NDAr
     return np.asarray(image)
 
 
-def _canvas(title: str, y_axis: str, scale: Sequence[float]) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+def _canvas(
+    title: str, y_axis: str, scale: Sequence[float], log: bool = False
+) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     image = Image.new("RGB", (WIDTH, HEIGHT), (255, 255, 255))
     draw = ImageDraw.Draw(image)
     _text(draw, (LEFT, 12), title, 17, "la")
     _text(draw, (12, TOP - 14), y_axis, 13, "ls")
     for mark in scale:
-        y = _up(mark, scale)
+        y = _up(mark, scale, log)
         draw.line((LEFT, y, WIDTH - RIGHT, y), fill=_GRID)
         _text(draw, (LEFT - 8, y), f"{mark:g}", 13, "rm")
     draw.line((LEFT, TOP, LEFT, HEIGHT - BOTTOM), fill=_INK)
@@ -121,22 +156,32 @@ def _canvas(title: str, y_axis: str, scale: Sequence[float]) -> tuple[Image.Imag
     return image, draw
 
 
-def _across(value: float, low: float, high: float) -> float:
-    share = (value - low) / (high - low) if high > low else 0.5
-    return LEFT + 12 + share * (WIDTH - LEFT - RIGHT - 24)
+def _share(value: float, low: float, high: float, log: bool) -> float:
+    if log:
+        value, low, high = log10(value), log10(low), log10(high)
+    return (value - low) / (high - low) if high > low else 0.5
 
 
-def _up(value: float, scale: Sequence[float]) -> float:
-    share = (value - scale[0]) / (scale[-1] - scale[0])
-    return HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP)
+def _across(value: float, low: float, high: float, log: bool = False) -> float:
+    return LEFT + 12 + _share(value, low, high, log) * (WIDTH - LEFT - RIGHT - 24)
+
+
+def _up(value: float, scale: Sequence[float], log: bool = False) -> float:
+    return HEIGHT - BOTTOM - _share(value, scale[0], scale[-1], log) * (HEIGHT - BOTTOM - TOP)
 
 
 def _legend(draw: ImageDraw.ImageDraw, names: Sequence[str]) -> None:
-    right = float(WIDTH - RIGHT)
-    for number, name in reversed(list(enumerate(names))):
-        right -= draw.textlength(name, font=_font(13)) + 28
-        draw.rectangle((right, TOP - 44, right + 12, TOP - 32), fill=COLOURS[number % len(COLOURS)])
-        _text(draw, (right + 17, TOP - 38), name, 13, "lm")
+    """Names beside their colours, right-aligned in one row, or two if they are long."""
+    widths = [draw.textlength(name, font=_font(13)) + 28 for name in names]
+    split = len(names)
+    while sum(widths[:split]) > WIDTH - LEFT - RIGHT and split > 1:
+        split -= 1
+    for first, last, up in ((0, split, 38), (split, len(names), 16)):
+        right = WIDTH - RIGHT - sum(widths[first:last])
+        for number in range(first, last):
+            draw.rectangle((right, TOP - up - 6, right + 12, TOP - up + 6), fill=COLOURS[number % len(COLOURS)])
+            _text(draw, (right + 17, TOP - up), names[number], 13, "lm")
+            right += widths[number]
 
 
 def _text(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int, anchor: str) -> None:

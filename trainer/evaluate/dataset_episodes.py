@@ -139,6 +139,11 @@ def pair_episodes(
             yield Episode(f"{role}/{number:05d}", np.concatenate([*shown, asked[None]]), truth, role)
 
 
+def most_examples(role: str, pairs: Sequence[Stored]) -> int:
+    """How many examples a query can have at most, or -1 if there are no pairs."""
+    return max(map(len, _by_meaning(role, pairs)), default=0) - 1
+
+
 def _by_meaning(role: str, pairs: Sequence[Stored]) -> list[list[Stored]]:
     """Pairs that can be examples of each other: one pair, the first, of each photo."""
     groups: dict[str, dict[str, Stored]] = defaultdict(dict)

@@ -52,6 +52,7 @@ class Report:
         better: `higher` or `lower`.
         undrawn: predictors that are left out of the chart, because they would hide the others.
         x_axis: of the curves.
+        log_y: whether the curves' y axis is logarithmic.
     """
 
     task: str
@@ -65,6 +66,7 @@ class Report:
     better: str = "higher"
     undrawn: tuple[str, ...] = ()
     x_axis: str = ""
+    log_y: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -91,14 +93,14 @@ class Report:
         """The table's rows as text: group, predictor, episodes, measures; empty where a row has none."""
         names = self.measures()
         return [
-            [row.group, row.predictor, f"{row.episodes:,}", *(_cell(row.measures.get(name)) for name in names)]
+            [row.group, row.predictor, f"{row.episodes:,}", *(format_cell(row.measures.get(name)) for name in names)]
             for row in self.rows
         ]
 
     def chart(self) -> Pixels | None:
         """The curves, or bars of the measure `axis` for each group and predictor; None if there is nothing to draw."""
         if self.curves:
-            return line_chart(self.curves, title=self.task, x_axis=self.x_axis, y_axis=self.axis)
+            return line_chart(self.curves, title=self.task, x_axis=self.x_axis, y_axis=self.axis, log_y=self.log_y)
         groups = dict.fromkeys(row.group for row in self.rows)
         # Too many groups for one chart: the last one is their mean.
         drawn = list(groups) if len(groups) <= MAX_GROUPS else list(groups)[-1:]
@@ -136,7 +138,10 @@ def _finite(measures: dict[str, float]) -> dict[str, float | None]:
     return {name: value if isfinite(value) else None for name, value in measures.items()}
 
 
-def _cell(value: float | None) -> str:
+def format_cell(value: float | None) -> str:
+    """A measure in a table; empty if there is none."""
     if value is None or not isfinite(value):
         return ""
+    if 0 < abs(value) < 0.01:
+        return f"{value:.2g}"
     return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
