@@ -93,7 +93,7 @@ def _read_in_helpers(dataset: Dataset, shares: list[list[Block]]) -> Iterator[pa
     try:
         with ThreadPoolExecutor(len(shares)) as pool:
             for helper, share in zip(helpers, shares, strict=True):
-                pool.submit(helper.work, dataset.uri, share, arrived)
+                pool.submit(helper.work, dataset.address, share, arrived)
             working = len(helpers)
             while working:
                 batch = arrived.get()

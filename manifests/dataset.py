@@ -25,6 +25,7 @@ from uvd.manifests.fingerprint import differences
 from uvd.manifests.schema import read_metadata
 from uvd.manifests.storage import Storage
 from uvd.sequences.errors import UserError
+from uvd.sequences.object_stores import with_query_of
 
 FORMAT_VERSION = 1
 _MANIFEST = re.compile(r"^(\d{6,})\.parquet$")
@@ -78,7 +79,11 @@ class Dataset:
     def __init__(self, uri: str) -> None:
         self.storage = Storage(str(uri))
         # Absolute, because workers have another working directory.
-        self.uri = str(self.storage.local_root) if self.storage.local_root is not None else str(uri)
+        root = self.storage.local_root
+        self.uri = str(root) if root is not None else self.storage.uri
+        """How messages, logs and manifests name it."""
+        self.address = str(root) if root is not None else self.storage.address
+        """What opens it in another process."""
 
     @classmethod
     def existing(cls, uri: str) -> Dataset:
@@ -89,7 +94,8 @@ class Dataset:
         """
         dataset = cls(uri)
         if not dataset.storage.exists(_INFO):
-            raise DatasetError(f"no dataset at {uri}: there is no {_INFO}. `uvd ingest` makes one.")
+            why = dataset.storage.why_not_there(_INFO)
+            raise DatasetError(f"no dataset at {dataset.uri}: {why}. `uvd ingest` makes one.")
         view = dataset.info().get("view")
         if view is not None:
             if not view["complete"]:
@@ -110,7 +116,7 @@ class Dataset:
         place = str(view["base"])
         if self.storage.local_root is not None and "://" not in place:
             place = os.path.normpath(self.storage.local_root / place)
-        base = Dataset(place)
+        base = Dataset(with_query_of(place, self.address))
         if not base.storage.exists(_INFO) or "view" in base.info():
             raise DatasetError(
                 f"{self.uri} is a view of {place}, where no dataset with shards of its own is. Bring it back, or make "

@@ -1,7 +1,8 @@
 """Where a dataset lies: a local folder, or an object store through `pyarrow.fs`, behind the same few operations.
 
 Files appear whole or not at all. Locally: temporary name in the same folder, fsync, rename, fsync of the folder. On
-object stores: the file is spooled on local disk and uploaded in one piece when complete; no rename is assumed.
+object stores: the file is spooled on local disk and uploaded when complete; no rename is assumed. What is listed and
+read must be what was written before, as S3, GCS and Azure promise.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from urllib.parse import unquote, urlsplit
 from pyarrow import fs
 
 from uvd.manifests.lease import hold
+from uvd.manifests.s3_objects import S3Objects
 from uvd.sequences.errors import UserError
+from uvd.sequences.object_stores import open_uri, s3_address, without_query
 
 _TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{12}\.tmp$")
 _COPY_BYTES = 8 << 20
@@ -66,21 +69,32 @@ class PendingFile:
 
     def _upload(self) -> None:
         self.stream.seek(0)
+        if self._storage.s3 is not None:
+            self._storage.s3.put(self._storage.key(self._path), self.stream)
+            return
         with self._storage.filesystem.open_output_stream(self._storage.full(self._path)) as out:
             while block := self.stream.read(_COPY_BYTES):
                 out.write(block)
 
 
 class Storage:
-    """One root and the files below it, named by relative paths with forward slashes."""
+    """One root and the files below it, named by relative paths with forward slashes.
+
+    Attributes:
+        address: what opens it again, as in another process.
+        uri: how messages, logs and manifests name it: the address without its query.
+        s3: what writes, if it is on S3.
+    """
+
+    s3: S3Objects | None = None
 
     def __init__(self, uri: str) -> None:
         """Opens `uri`: a path, or `file://`, `s3://`, `gs://`.
 
         Raises:
-            StorageError: if the scheme is unknown or the place cannot be reached.
+            StorageError: if the scheme is unknown, the place cannot be reached, or the URI holds credentials.
         """
-        self.uri = uri
+        self.address, self.uri = uri, without_query(uri)
         self.local_root: Path | None = None
         if "://" not in uri or uri.startswith("file://"):
             self.local_root = _local_path(uri)
@@ -88,12 +102,25 @@ class Storage:
             self._root = str(self.local_root)
             return
         try:
-            self.filesystem, self._root = fs.FileSystem.from_uri(uri)
-        except (ValueError, OSError) as error:
-            raise StorageError(f"cannot open {uri}: {error}") from error
+            self.filesystem, self._root = open_uri(uri)
+            if uri.startswith("s3://"):
+                self.s3 = S3Objects(s3_address(uri)[0])
+        except UserError as error:
+            raise StorageError(str(error)) from error
 
     def full(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root
+
+    def key(self, path: str) -> str:
+        """Of an object: its full path without the bucket."""
+        return self.full(path).partition("/")[2]
+
+    def why_not_there(self, path: str) -> str:
+        """Of a file that `exists` did not find, the reason for a message."""
+        bucket = self._root.partition("/")[0]
+        if self.s3 is not None and self.filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
+            return f"there is no bucket {bucket!r} at that endpoint: check its name, AWS_ENDPOINT_URL and AWS_REGION"
+        return f"there is no {path}"
 
     def create(self, path: str) -> PendingFile:
         return PendingFile(self, path)
@@ -136,14 +163,21 @@ class Storage:
         yield from self.filesystem.get_file_info(fs.FileSelector(self.full(folder), allow_not_found=True))
 
     def delete(self, path: str) -> None:
-        self.filesystem.delete_file(self.full(path))
+        if self.s3 is not None:
+            self.s3.delete(self.key(path))
+        else:
+            self.filesystem.delete_file(self.full(path))
 
     def delete_folder(self, folder: str) -> None:
-        if self.filesystem.get_file_info(self.full(folder)).type == fs.FileType.Directory:
+        if self.s3 is not None:
+            self.s3.delete_below(self.key(folder) + "/")
+        elif self.filesystem.get_file_info(self.full(folder)).type == fs.FileType.Directory:
             self.filesystem.delete_dir(self.full(folder))
 
     def sweep(self, folder: str) -> int:
-        """Deletes temporary files that a killed run left in `folder`; returns how many."""
+        """Removes the temporary files or unfinished uploads that a killed run left in `folder`; returns how many."""
+        if self.s3 is not None:
+            return self.s3.abort_uploads(self.key(folder) + "/")
         stale = [name for name in self.list(folder) if is_temporary(name)]
         for name in stale:
             self.delete(f"{folder}/{name}" if folder else name)

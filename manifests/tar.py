@@ -32,11 +32,13 @@ class Member:
         name: file name without folders, at most 100 ASCII characters.
         offset: byte offset of the content in the archive.
         data: the content.
+        header: the block before the content.
     """
 
     name: str
     offset: int
     data: bytes
+    header: bytes
 
 
 def _checked_name(name: str) -> str:
@@ -48,6 +50,13 @@ def _checked_name(name: str) -> str:
     if extension not in EXTENSIONS:
         raise TarError(f"member {name!r}: extension not one of {sorted(EXTENSIONS)}")
     return name
+
+
+def header(name: str, size: int) -> bytes:
+    """The 512 bytes before a member's content: mtime 0, mode 0644, owner 0, as every shard has them."""
+    info = tarfile.TarInfo(_checked_name(name))
+    info.size, info.mode, info.mtime = size, 0o644, 0
+    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
 
 
 class TarWriter:
@@ -66,9 +75,7 @@ class TarWriter:
         """
         if len(data) > MAX_MEMBER_BYTES:
             raise TarError(f"member {name!r} has {len(data)} bytes, over {MAX_MEMBER_BYTES}")
-        info = tarfile.TarInfo(_checked_name(name))
-        info.size, info.mode, info.mtime = len(data), 0o644, 0
-        self._write(info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
+        self._write(header(name, len(data)))
         offset = self.bytes
         self._write(data)
         self._write(bytes(-len(data) % BLOCK))
@@ -98,26 +105,26 @@ def iter_members(stream: BinaryIO, *, span: bool = False) -> Iterator[Member]:
     """
     position = 0
     while True:
-        header = stream.read(BLOCK)
-        if span and not header:
+        block = stream.read(BLOCK)
+        if span and not block:
             return
-        if len(header) < BLOCK:
-            raise TarError(f"archive ends at byte {position + len(header)} without its end marker")
-        if header == bytes(BLOCK):
+        if len(block) < BLOCK:
+            raise TarError(f"archive ends at byte {position + len(block)} without its end marker")
+        if block == bytes(BLOCK):
             return
-        info = _checked_header(header, position)
+        info = _checked_header(block, position)
         position += BLOCK
         padded = info.size + -info.size % BLOCK
         data = stream.read(padded)
         if len(data) < padded:
             raise TarError(f"archive ends inside member {info.name!r}")
-        yield Member(info.name, position, data[: info.size])
+        yield Member(info.name, position, data[: info.size], block)
         position += padded
 
 
-def _checked_header(header: bytes, position: int) -> tarfile.TarInfo:
+def _checked_header(block: bytes, position: int) -> tarfile.TarInfo:
     try:
-        info = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+        info = tarfile.TarInfo.frombuf(block, "ascii", "strict")
     except (tarfile.HeaderError, UnicodeDecodeError) as error:
         raise TarError(f"bad header at byte {position}: {error}") from error
     if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):

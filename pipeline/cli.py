@@ -26,6 +26,7 @@ from uvd.pipeline import (
     cli_verify,
 )
 from uvd.sequences.errors import UserError
+from uvd.sequences.object_stores import ObjectStoreError, explain, is_store_failure
 
 app = typer.Typer(
     name="uvd",
@@ -64,13 +65,22 @@ def main() -> None:
     """Runs the command line; known errors become one message and an exit code, unknown ones keep their traceback."""
     try:
         app()
-    except UserError as error:
-        Console(stderr=True).print(f"uvd: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of our output went away (`uvd stats | head`); that is no error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except UserError as error:
+        _print_error(str(error))
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if not is_store_failure(error):
+            raise
+        _print_error(explain(error))
+        sys.exit(ObjectStoreError.exit_code)
+
+
+def _print_error(message: str) -> None:
+    Console(stderr=True).print(f"uvd: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

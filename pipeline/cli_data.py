@@ -19,6 +19,7 @@ DatasetOption = Annotated[str, typer.Option("--dataset", help="Dataset: a path, 
 AddressOption = Annotated[str, typer.Option(help="Ray: `local`, `auto`, or the address of a cluster.")]
 CpusOption = Annotated[int | None, typer.Option(help="CPUs of the local Ray; all by default.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Make anew what is there under other settings.")]
+WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for another run that writes the same, if there is one.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: `key=value`, repeatable.")]
 
 
@@ -34,6 +35,7 @@ def ingest(
     retry_rejects: Annotated[
         bool, typer.Option("--retry-rejects", help="Try inputs again that were refused for a passing reason.")
     ] = False,
+    wait: WaitOption = False,
 ) -> None:
     """Turn raw inputs into image shards of visual sequences.
 
@@ -63,12 +65,13 @@ def ingest(
     warning = parsed.warning
     if warning:
         console.print(f"note: {warning}", style="yellow", markup=False, highlight=False)
-    result = run(parsed, out, address=address, num_cpus=num_cpus, overwrite=overwrite, console=console)
+    result = run(parsed, out, address=address, num_cpus=num_cpus, overwrite=overwrite, wait=wait, console=console)
     if not report(result, f"sequences/{parsed.folder}", out, console):
         raise typer.Exit(SHARDS_FAILED)
     if retry_rejects:
         tried = False
-        for name, result in run_again(parsed, out, address=address, num_cpus=num_cpus, console=console):
+        again = run_again(parsed, out, address=address, num_cpus=num_cpus, wait=wait, console=console)
+        for name, result in again:
             tried = True
             if not report(result, f"sequences/{name}", out, console):
                 raise typer.Exit(SHARDS_FAILED)
@@ -91,6 +94,7 @@ def tokenize(
     address: AddressOption = LOCAL,
     num_cpus: CpusOption = None,
     overwrite: OverwriteOption = False,
+    wait: WaitOption = False,
 ) -> None:
     """Turn image shards into token shards: 256 ids an image.
 
@@ -117,6 +121,7 @@ def tokenize(
         address=address,
         num_cpus=num_cpus,
         overwrite=overwrite,
+        wait=wait,
         console=console,
     )
     complete = [report(result, f"tokens of {name}", dataset, console) for name, result in results]

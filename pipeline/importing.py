@@ -29,6 +29,7 @@ from uvd.pipeline.progress import ShardReport
 from uvd.pipeline.ray_runtime import LOCAL
 from uvd.pipeline.runner import TaskExecutor
 from uvd.pipeline.stage import Stage, StageResult, find_missing, run_stage
+from uvd.pipeline.writing import writing
 from uvd.sequences.reject import Reason, RejectedInput
 from uvd.sequences.seeds import split_of
 
@@ -107,13 +108,15 @@ def import_lvm_jsonl(
     }
     entry["fingerprint"] = fingerprint(entry)
     section = f"{settings.tokenizer}/{settings.name}"
-    dataset.declare("tokens", section, entry, overwrite=overwrite)
-    jobs = _plan(dataset, files, settings, entry["fingerprint"])
-    missing = find_missing(dataset, f"tokens/{section}", jobs, overwrite=overwrite)
-    stage: Stage[ImportJob] = Stage(
-        "import", f"tokens/{section}", "sequences", lambda: TaskExecutor(import_range), address, num_cpus
-    )
-    return run_stage(dataset, stage, missing, console or Console(stderr=True))
+    folder, console = f"tokens/{section}", console or Console(stderr=True)
+    with writing(dataset, [folder], console) as lease:
+        dataset.declare("tokens", section, entry, overwrite=overwrite)
+        jobs = _plan(dataset, files, settings, entry["fingerprint"])
+        missing = find_missing(dataset, folder, jobs, overwrite=overwrite)
+        stage: Stage[ImportJob] = Stage(
+            "import", folder, "sequences", lambda: TaskExecutor(import_range), address, num_cpus, lease=lease
+        )
+        return run_stage(dataset, stage, missing, console)
 
 
 def _files(inputs: Sequence[Path]) -> list[tuple[str, Path]]:
@@ -174,7 +177,7 @@ def _plan(
         for start in range(0, size, settings.range_bytes):
             end = min(start + settings.range_bytes, size)
             made_of = fingerprint([config_fingerprint, origin, size, start, end])
-            job = (dataset.uri, settings, str(path), origin, start, end, len(jobs), made_of, config_fingerprint)
+            job = (dataset.address, settings, str(path), origin, start, end, len(jobs), made_of, config_fingerprint)
             jobs.append(ImportJob(*job))
     return jobs
 

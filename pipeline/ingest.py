@@ -15,6 +15,7 @@ from rich.console import Console
 from uvd.manifests.dataset import Dataset
 from uvd.manifests.fingerprint import fingerprint
 from uvd.manifests.image_shard import ImageShardWriter
+from uvd.manifests.lease import Lease
 from uvd.pipeline.config import config_entry
 from uvd.pipeline.plan_file import PlanFile
 from uvd.pipeline.progress import ShardReport
@@ -22,6 +23,7 @@ from uvd.pipeline.ray_runtime import LOCAL
 from uvd.pipeline.retries import parts_of, plan_round, round_units, rounds, start_round
 from uvd.pipeline.runner import ActorExecutor, Executor, TaskExecutor
 from uvd.pipeline.stage import Stage, StageResult, find_missing, run_stage
+from uvd.pipeline.writing import writing
 from uvd.renderers.estimators.config import EstimateConfig
 from uvd.sequences import Example, Reject, Seeds
 from uvd.sequences.errors import DeviceError
@@ -83,7 +85,7 @@ def plan(
     folder = config.folder if again is None else again.folder
     for unit in open_source(config).plan() if again is None else again.units:
         identity = fingerprint([config_fingerprint, unit.shard, unit.num_inputs, unit.payload])
-        yield IngestJob(dataset.uri, config.source, folder, dumped, unit, identity, config_fingerprint)
+        yield IngestJob(dataset.address, config.source, folder, dumped, unit, identity, config_fingerprint)
 
 
 def plan_file(
@@ -95,7 +97,7 @@ def plan_file(
 
     def from_record(record: dict[str, Any]) -> IngestJob:
         unit = WorkUnit(**record["unit"])
-        return IngestJob(dataset.uri, config.source, folder, dumped, unit, record["fingerprint"], config_fingerprint)
+        return IngestJob(dataset.address, config.source, folder, dumped, unit, record["fingerprint"], config_fingerprint)
 
     records = (
         {
@@ -162,11 +164,16 @@ def ingest(
     address: str = LOCAL,
     num_cpus: int | None = None,
     overwrite: bool = False,
+    wait: bool = False,
     console: Console | None = None,
 ) -> StageResult:
     """Runs one source into a dataset, or what is missing of it.
 
+    Args:
+        wait: wait for another run of this source on this dataset, rather than refuse.
+
     Raises:
+        FolderHeldError: if another run of this source is at work.
         SourceError: if the input as a whole cannot be used.
         ConfigChangedError: if the dataset was made with other settings or inputs.
     """
@@ -175,10 +182,15 @@ def ingest(
     entry = config_entry(config)
     folder = f"sequences/{config.folder}"
     # The plan comes first: an input that cannot be used must not leave an empty dataset.
-    with plan_file(dataset, config, entry["fingerprint"]) as jobs:
+    with (
+        plan_file(dataset, config, entry["fingerprint"]) as jobs,
+        writing(dataset, [folder], console, overwrite=overwrite, wait=wait) as lease,
+    ):
         dataset.declare("sequences", config.folder, entry, overwrite=overwrite)
         missing = find_missing(dataset, folder, jobs, overwrite=overwrite)
-        return run_stage(dataset, _stage(config, config.folder, address, num_cpus), missing, console)
+        planned = {"shards": missing.planned, "inputs": sum(job.unit.num_inputs for job in jobs)}
+        dataset.declare("sequences", config.folder, {**entry, "plan": planned})
+        return run_stage(dataset, ingest_stage(config, config.folder, address, num_cpus, lease), missing, console)
 
 
 def retry_rejects(
@@ -187,6 +199,7 @@ def retry_rejects(
     *,
     address: str = LOCAL,
     num_cpus: int | None = None,
+    wait: bool = False,
     console: Console | None = None,
 ) -> Iterator[tuple[str, StageResult]]:
     """Finishes the rounds of retries that were begun; if there was nothing to finish, begins the next one.
@@ -198,32 +211,36 @@ def retry_rejects(
 
     Raises:
         SourceError: if this source's rejects are final.
+        FolderHeldError: if another run of this source is at work and `wait` is off.
     """
     console = console or Console(stderr=True)
     dataset = Dataset.existing(out)
     entry = config_entry(config)
     finished = False
-    for name in rounds(dataset, config.folder)[1:]:
-        result = _run_round(dataset, config, name, address, num_cpus, console)
-        finished |= bool(result.run.done)
-        yield name, result
-        if not result.complete:
+    with writing(dataset, [f"sequences/{config.folder}"], console, wait=wait) as lease:
+        for name in rounds(dataset, config.folder)[1:]:
+            result = _run_round(dataset, config, ingest_stage(config, name, address, num_cpus, lease), console)
+            finished |= bool(result.run.done)
+            yield name, result
+            if not result.complete:
+                return
+        if finished:
             return
-    if finished:
-        return
-    name, content, inputs = plan_round(dataset, config.folder, open_source(config).plan(), config.shard_size)
-    if inputs:
-        start_round(dataset, name, config.folder, content, entry, config.shard_size)
-        yield name, _run_round(dataset, config, name, address, num_cpus, console)
+        name, content, inputs = plan_round(dataset, config.folder, open_source(config).plan(), config.shard_size)
+        if inputs:
+            start_round(dataset, name, config.folder, content, entry, config.shard_size)
+            yield name, _run_round(dataset, config, ingest_stage(config, name, address, num_cpus, lease), console)
 
 
-def _run_round(
-    dataset: Dataset, config: SourceConfig, name: str, address: str, num_cpus: int | None, console: Console
-) -> StageResult:
+def _run_round(dataset: Dataset, config: SourceConfig, stage: Stage[IngestJob], console: Console) -> StageResult:
+    with round_plan(dataset, config, stage.folder.partition("/")[2]) as jobs:
+        return run_stage(dataset, stage, find_missing(dataset, stage.folder, jobs), console)
+
+
+def round_plan(dataset: Dataset, config: SourceConfig, name: str) -> PlanFile[IngestJob]:
+    """The jobs of a round of retries that was begun."""
     recorded = dataset.info()["sequences"][name]["fingerprint"]
-    with plan_file(dataset, config, recorded, Round(name, round_units(dataset, name))) as jobs:
-        missing = find_missing(dataset, f"sequences/{name}", jobs)
-        return run_stage(dataset, _stage(config, name, address, num_cpus), missing, console)
+    return plan_file(dataset, config, recorded, Round(name, round_units(dataset, name)))
 
 
 class ShardActor:
@@ -233,13 +250,18 @@ class ShardActor:
         return make_shard(job)
 
 
-def _stage(config: SourceConfig, folder: str, address: str, num_cpus: int | None) -> Stage[IngestJob]:
+def ingest_stage(
+    config: SourceConfig, folder: str, address: str, num_cpus: int | None, lease: Lease | None
+) -> Stage[IngestJob]:
+    """How shards of `sequences/<folder>` are made; `lease` holds it."""
+
     def executor() -> Executor[IngestJob]:  # called when Ray is there
         if isinstance(config, PhotoConfig) and config.estimate.wanted:
             return _actors(config.estimate)
         return TaskExecutor(make_shard, source_class(config.source).num_cpus)
 
-    return Stage("ingest", f"sequences/{folder}", "sequences", executor, address, num_cpus, ALLOCATOR)
+    settings = config.model_dump(mode="json")
+    return Stage("ingest", f"sequences/{folder}", "sequences", executor, address, num_cpus, ALLOCATOR, settings, lease)
 
 
 def _actors(estimate: EstimateConfig) -> ActorExecutor[IngestJob]:

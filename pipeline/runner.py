@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import ray
 from ray import exceptions as ray_errors
 
+from uvd.sequences.object_stores import explain, is_store_failure
 from uvd.sequences.stopping import Stop
 
 MAX_ATTEMPTS = 3
@@ -215,7 +216,8 @@ def _settle(
         failure, again = f"{type(error).__name__}: {_first_line(error)}", True
         executor.finished(ref, crashed=True)
     except ray_errors.RayTaskError as error:
-        failure, again = str(error), isinstance(error.cause, OSError)
+        again = isinstance(error.cause, OSError)
+        failure = explain(error.cause) if is_store_failure(error.cause) else str(error)
         executor.finished(ref, crashed=False)
     else:
         executor.finished(ref, crashed=False)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from uvd.manifests.dataset import ConfigChangedError, Dataset, Shard
+from uvd.manifests.lease import Lease
 from uvd.pipeline.progress import RunProgress
 from uvd.pipeline.ray_runtime import LOCAL, ray_runtime
 from uvd.pipeline.runlog import RunLog
@@ -172,6 +173,10 @@ class Stage(Generic[J]):
     address: str = LOCAL
     num_cpus: int | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """For the run log: all that it takes to make a shard again, places of inputs included."""
+    lease: Lease | None = None
+    """Of the folder: the run stops if it is lost."""
 
 
 def run_stage(dataset: Dataset, stage: Stage[J], missing: Missing[J], console: Console) -> StageResult:
@@ -184,7 +189,9 @@ def run_stage(dataset: Dataset, stage: Stage[J], missing: Missing[J], console: C
     result.run = RunResult(interrupted=True)
     # Ray installs signal handlers of its own when it starts, so ours come after it.
     with ray_runtime(stage.address, stage.num_cpus, stage.environment), stop_on_signals() as stop:
-        log = RunLog(dataset.storage, stage.name, stage.folder.partition("/")[2])
+        if stage.lease is not None:
+            stage.lease.call_when_lost(stop.request)
+        log = RunLog(dataset.storage, stage.name, stage.folder.partition("/")[2], stage.settings)
         progress = RunProgress(f"{stage.name} {stage.folder}", len(missing.jobs), log, console, stage.unit)
         try:
             executor = stage.make_executor()

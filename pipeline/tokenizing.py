@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,12 +21,14 @@ from uvd.manifests.codec import CodecError
 from uvd.manifests.dataset import Dataset, DatasetError, Shard
 from uvd.manifests.fingerprint import fingerprint
 from uvd.manifests.image_shard import read_image_shard
+from uvd.manifests.lease import Lease
 from uvd.manifests.tar import TarError
 from uvd.manifests.tokens import TOKENS_PER_IMAGE
 from uvd.pipeline.progress import ShardReport
 from uvd.pipeline.ray_runtime import LOCAL, ray_runtime
 from uvd.pipeline.runner import ActorExecutor
 from uvd.pipeline.stage import Missing, Stage, StageResult, find_missing, run_stage
+from uvd.pipeline.writing import writing
 from uvd.sequences.errors import DeviceError
 from uvd.tokenize.batching import EncodingQueue
 from uvd.tokenize.engine import DECODE_THREADS, tokenize_shard
@@ -145,7 +147,7 @@ def plan(dataset: Dataset, source: str, config_fingerprint: str) -> Iterator[Tok
     """One job an image shard; the token shard's fingerprint covers the tokenizer and the image shard's bytes."""
     for shard in dataset.shards(f"sequences/{source}"):
         sha = dataset.metadata(shard)["tar_sha256"]
-        yield TokenizeJob(dataset.uri, shard, sha, fingerprint([config_fingerprint, sha]), config_fingerprint)
+        yield TokenizeJob(dataset.address, shard, sha, fingerprint([config_fingerprint, sha]), config_fingerprint)
 
 
 def measure_flips(settings: TokenizeSettings, dataset: str, sources: Sequence[str]) -> Flips | None:
@@ -175,15 +177,20 @@ def tokenize(
     address: str = LOCAL,
     num_cpus: int | None = None,
     overwrite: bool = False,
+    wait: bool = False,
     console: Console | None = None,
 ) -> Iterator[tuple[str, StageResult]]:
     """Tokenizes sources of a dataset (all by default), or what is missing of them, on one pool of actors.
+
+    Args:
+        wait: wait for another run that makes the same tokens, rather than refuse.
 
     Yields:
         (source, result), as each is done.
 
     Raises:
         DatasetError: if the dataset does not have such a source.
+        FolderHeldError: if another run makes the same tokens.
         ConfigChangedError: if its tokens were made by another tokenizer of that name, or from other images.
         TokenizerError: if the tokenizer cannot be loaded.
     """
@@ -192,6 +199,23 @@ def tokenize(
     if unknown:
         raise DatasetError(f"no source {unknown[0]!r} in {dataset.uri}; there are {', '.join(dataset.sources())}")
     settings = replace(settings, tokenizer=str(find_folder(settings.tokenizer)))
+    name, entry = tokens_entry(settings)
+    folders = {source: f"tokens/{name}/{source}" for source in sources or dataset.sources()}
+    with writing(dataset, folders.values(), console, wait=wait) as lease:
+        plans: list[tuple[str, str, Missing[TokenizeJob]]] = []
+        for source, folder in folders.items():
+            dataset.declare("tokens", f"{name}/{source}", entry, overwrite=overwrite)
+            jobs = list(plan(dataset, source, entry["fingerprint"]))
+            plans.append((source, folder, find_missing(dataset, folder, jobs, overwrite=overwrite)))
+        yield from run_tokenizing(dataset, plans, settings, lease, num_gpus, address, num_cpus, console)
+
+
+def tokens_entry(settings: TokenizeSettings) -> tuple[str, dict[str, Any]]:
+    """The tokenizer's name, and what `dataset.json` records about tokens that it makes.
+
+    Raises:
+        TokenizerError: if it cannot be loaded, or its tokens are not a dataset's.
+    """
     loaded = replace(settings, device="cpu", compiled=False).load()
     if loaded.tokens_per_image != TOKENS_PER_IMAGE:
         raise TokenizerError(
@@ -199,12 +223,27 @@ def tokenize(
         )
     entry = {"tokenizer": loaded.name, "tokenizer_fingerprint": loaded.fingerprint, "uvd_version": __version__}
     entry["fingerprint"] = fingerprint(entry)
-    plans: list[tuple[str, str, Missing[TokenizeJob]]] = []
-    for source in sources or dataset.sources():
-        folder = f"tokens/{loaded.name}/{source}"
-        dataset.declare("tokens", f"{loaded.name}/{source}", entry, overwrite=overwrite)
-        missing = find_missing(dataset, folder, list(plan(dataset, source, entry["fingerprint"])), overwrite=overwrite)
-        plans.append((source, folder, missing))
+    return loaded.name, entry
+
+
+def run_tokenizing(
+    dataset: Dataset,
+    plans: Sequence[tuple[str, str, Missing[TokenizeJob]]],
+    settings: TokenizeSettings,
+    lease: Lease | None,
+    num_gpus: int | None,
+    address: str,
+    num_cpus: int | None,
+    console: Console,
+) -> Iterator[tuple[str, StageResult]]:
+    """Makes what is missing on one pool of actors.
+
+    Args:
+        plans: (source, its folder of tokens, what is missing there); `lease` holds the folders.
+
+    Yields:
+        (source, result), as each is done.
+    """
     jobs = sum(len(missing.jobs) for _, _, missing in plans)
 
     @functools.cache
@@ -215,9 +254,11 @@ def tokenize(
         if jobs:
             _check_gpus(_resolved(settings), num_gpus)
             if settings.precision != "fp32":
-                _print_flips(_resolved(settings), dataset, sources or dataset.sources(), console)
+                _print_flips(_resolved(settings), dataset, [source for source, _, _ in plans], console)
         for source, folder, missing in plans:
-            stage: Stage[TokenizeJob] = Stage("tokenize", folder, "images", executor, address, num_cpus, ALLOCATOR)
+            stage: Stage[TokenizeJob] = Stage(
+                "tokenize", folder, "images", executor, address, num_cpus, ALLOCATOR, asdict(settings), lease
+            )
             result = run_stage(dataset, stage, missing, console)
             yield source, result
             if result.run.interrupted:
@@ -236,7 +277,7 @@ def _check_gpus(settings: TokenizeSettings, num_gpus: int | None) -> None:
 
 def _print_flips(settings: TokenizeSettings, dataset: Dataset, sources: Sequence[str], console: Console) -> None:
     remote = ray.remote(num_cpus=1, num_gpus=1 if settings.device == "cuda" else 0)(measure_flips)
-    found = ray.get(remote.remote(settings, dataset.uri, sources))
+    found = ray.get(remote.remote(settings, dataset.address, sources))
     if found is not None:
         console.print(str(found), markup=False, highlight=False)
 

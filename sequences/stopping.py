@@ -16,12 +16,16 @@ class Stop:
         self.requested = False
         self._on_request = on_request
 
-    def __call__(self, signum: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
+    def request(self) -> None:
+        """Asks for a clean end, as a first signal does; from any thread."""
         self.requested = True
         if self._on_request is not None:
             self._on_request()
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.request()
 
 
 @contextmanager

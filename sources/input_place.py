@@ -13,11 +13,10 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from uvd.sequences.errors import UserError
+from uvd.sequences.object_stores import explain, is_store_failure, open_uri, without_query
 from uvd.sources.base import SourceError
 from uvd.sources.decode import list_files
-
-_REMOTE_FAILURES = ("AWS Error", "google::cloud::", "HTTP response code")
-"""What Arrow's messages about failed requests to object stores hold; such errors carry no errno."""
 
 
 def absolute_place(value: object) -> str:
@@ -45,7 +44,7 @@ class InputPlace:
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri
+        self.uri = without_query(uri)
         self.local = "://" not in uri or uri.startswith("file://")
         self.filesystem: fs.FileSystem
         try:
@@ -53,10 +52,10 @@ class InputPlace:
                 self.filesystem = fs.LocalFileSystem()
                 path = unquote(urlsplit(uri).path) if uri.startswith("file://") else uri
             else:
-                self.filesystem, path = fs.FileSystem.from_uri(uri)
+                self.filesystem, path = open_uri(uri)
             kind = self.filesystem.get_file_info(path).type
-        except (pa.ArrowException, ValueError, OSError) as error:
-            raise SourceError(f"input {uri} cannot be opened: {error}") from error
+        except (pa.ArrowException, ValueError, OSError, UserError) as error:
+            raise SourceError(f"input {self.uri} cannot be opened: {explain(error)}") from error
         self.is_file = kind == fs.FileType.File
         self._root, _, self._only = path.rpartition("/") if self.is_file else (path.rstrip("/"), "", "")
 
@@ -109,5 +108,5 @@ class InputPlace:
 def is_damage(error: Exception) -> bool:
     """Whether an error from reading says that the content is damaged, rather than that disk or network failed."""
     if isinstance(error, OSError):
-        return error.errno is None and not any(mark in str(error) for mark in _REMOTE_FAILURES)
+        return error.errno is None and not is_store_failure(error)
     return True

@@ -47,7 +47,7 @@ def train_on_workers(
     settings = {
         "config": config.model_dump(mode="json"),
         "out": str(out),
-        "dataset": None if dataset is None else Dataset.existing(dataset).uri,
+        "dataset": None if dataset is None else Dataset.existing(dataset).address,
         "pool": None if pool is None else str(pool.expanduser().absolute()),
         "heldout": None if heldout is None else str(heldout.expanduser().absolute()),
         "resume": resume,
