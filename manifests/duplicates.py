@@ -2,12 +2,13 @@
 
 A sequence is left out if each of its pictures that was compared is a near-duplicate of one that stays. The sequence of
 a picture that stays is never left out, and no split is looked at, so a copy of a held-out picture leaves `train` or
-`val` and the other stays. A pass against evaluation sets is stricter: one marked picture is enough. Costs 8 bytes of memory a sequence that is left out, and 8 more while the marks are read.
+`val` and the other stays. A pass against evaluation sets is stricter: one marked picture is enough. Costs 8 bytes of
+memory a sequence that is left out, and 8 more while the marks are read.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +41,12 @@ class Duplicates:
     roles: frozenset[str]
     any_picture: bool
     marked: dict[str, NDArray[np.int64]]
+
+    def of_shard(self, source: str, shard: int) -> Duplicates:
+        """The marks of one shard alone: small enough to be sent with a job."""
+        marked = self.marked.get(source, np.empty(0, np.int64))
+        first, last = np.searchsorted(marked, [shard << _INDEX_BITS, (shard + 1) << _INDEX_BITS])
+        return replace(self, marked={source: marked[first:last].copy()})
 
     def left_out(self, source: str, shard: int, keys: pa.ChunkedArray, roles: pa.ChunkedArray) -> NDArray[np.bool_]:
         """`(n,)` True for the sequences of a shard, with these keys and roles, to leave out."""

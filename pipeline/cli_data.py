@@ -90,6 +90,9 @@ def tokenize(
     ] = "fp32",
     compiled: Annotated[bool, typer.Option("--compile", help="Run the encoder through torch.compile.")] = False,
     decode_threads: Annotated[int | None, typer.Option(min=1, help="Threads an actor decodes with.")] = None,
+    duplicates: Annotated[
+        str | None, typer.Option(help="Pass of `uvd dedup`, such as all: what it leaves out is rejected.")
+    ] = None,
     num_gpus: Annotated[int | None, typer.Option(help="GPUs to use, one actor each.")] = None,
     address: AddressOption = LOCAL,
     num_cpus: CpusOption = None,
@@ -116,7 +119,7 @@ def tokenize(
     results = run(
         opened,
         source or (),
-        TokenizeSettings(tokenizer, device, batch_size, precision, compiled, decode_threads),  # type: ignore[arg-type]
+        TokenizeSettings(tokenizer, device, batch_size, precision, compiled, decode_threads, duplicates),  # type: ignore[arg-type]
         num_gpus=num_gpus,
         address=address,
         num_cpus=num_cpus,

@@ -97,7 +97,9 @@ def plan_file(
 
     def from_record(record: dict[str, Any]) -> IngestJob:
         unit = WorkUnit(**record["unit"])
-        return IngestJob(dataset.address, config.source, folder, dumped, unit, record["fingerprint"], config_fingerprint)
+        return IngestJob(
+            dataset.address, config.source, folder, dumped, unit, record["fingerprint"], config_fingerprint
+        )
 
     records = (
         {

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from uvd import __version__
 from uvd.manifests.dataset import Dataset
+from uvd.manifests.duplicates import read_duplicates
 from uvd.manifests.fingerprint import differences
 from uvd.manifests.runs import FOLDER
 from uvd.pipeline.config import config_entry, override, validate
@@ -116,8 +117,10 @@ def recall_tokenizer(
                 about.get("batch_size"),
                 cast(Precision, about.get("precision", "fp32")),
                 bool(about.get("compiled", False)),
+                duplicates=entry["duplicates"].partition(":")[0] if "duplicates" in entry else None,
             )
-            _, found = tokens_entry(settings)
+            marks = read_duplicates(dataset, settings.duplicates) if settings.duplicates is not None else None
+            _, found = tokens_entry(settings, marks)
         except UserError as error:
             why = str(error)
             continue

@@ -14,6 +14,7 @@ from contextlib import ExitStack, nullcontext, suppress
 import numpy as np
 
 from uvd.manifests.dataset import Dataset, Shard
+from uvd.manifests.duplicates import read_duplicates
 from uvd.manifests.verify import Bunch, check_here, survey_folders
 from uvd.manifests.verify_findings import Finding, Kind, Verification
 from uvd.pipeline.ingest import ingest_stage
@@ -134,11 +135,12 @@ def _make_tokens(dataset: Dataset, repairs: Repair, opened: Opened, means: Means
         for number in wanted:
             _remove(dataset, Shard(folder, number))
         recorded = dataset.info()["tokens"][name]["fingerprint"]
-        jobs = [job for job in plan(dataset, source, recorded) if job.shard in wanted]
+        settings = opened.tokenizers[folder]
+        marks = read_duplicates(dataset, settings.duplicates) if settings.duplicates is not None else None
+        jobs = [job for job in plan(dataset, source, recorded, marks) if job.shard in wanted]
         missing: Missing[TokenizeJob] = Missing(
             MissingJobs(jobs, len(jobs), np.array([], np.int64)), len(jobs), Counter()
         )
-        settings = opened.tokenizers[folder]
         args = (settings, means.lease, None, means.address, means.num_cpus, means.console)
         for _, result in run_tokenizing(dataset, [(source, folder, missing)], *args):
             repairs.interrupted |= result.run.interrupted

@@ -19,6 +19,7 @@ from rich.console import Console
 from uvd import __version__
 from uvd.manifests.codec import CodecError
 from uvd.manifests.dataset import Dataset, DatasetError, Shard
+from uvd.manifests.duplicates import Duplicates, read_duplicates
 from uvd.manifests.fingerprint import fingerprint
 from uvd.manifests.image_shard import read_image_shard
 from uvd.manifests.lease import Lease
@@ -59,6 +60,7 @@ class TokenizeJob:
     image_tar_sha256: str
     fingerprint: str
     config_fingerprint: str
+    duplicates: Duplicates | None = None
 
     @property
     def shard(self) -> int:
@@ -75,6 +77,8 @@ class TokenizeSettings:
     precision: Precision = "fp32"
     compiled: bool = False
     decode_threads: int | None = None
+    duplicates: str | None = None
+    """Name of a pass of `uvd dedup`: what it leaves out is rejected."""
 
     def load(self) -> Tokenizer:
         return load_tokenizer(
@@ -127,6 +131,7 @@ class TokenizeActor:
                 job.fingerprint,
                 provenance,
                 self._decode_threads,
+                job.duplicates,
             )
         finally:
             if self._queue.broken:
@@ -143,11 +148,15 @@ class TokenizeActor:
         )
 
 
-def plan(dataset: Dataset, source: str, config_fingerprint: str) -> Iterator[TokenizeJob]:
+def plan(
+    dataset: Dataset, source: str, config_fingerprint: str, duplicates: Duplicates | None = None
+) -> Iterator[TokenizeJob]:
     """One job an image shard; the token shard's fingerprint covers the tokenizer and the image shard's bytes."""
     for shard in dataset.shards(f"sequences/{source}"):
         sha = dataset.metadata(shard)["tar_sha256"]
-        yield TokenizeJob(dataset.address, shard, sha, fingerprint([config_fingerprint, sha]), config_fingerprint)
+        marked = duplicates.of_shard(source, shard.number) if duplicates is not None else None
+        made_by = fingerprint([config_fingerprint, sha])
+        yield TokenizeJob(dataset.address, shard, sha, made_by, config_fingerprint, marked)
 
 
 def measure_flips(settings: TokenizeSettings, dataset: str, sources: Sequence[str]) -> Flips | None:
@@ -189,7 +198,7 @@ def tokenize(
         (source, result), as each is done.
 
     Raises:
-        DatasetError: if the dataset does not have such a source.
+        DatasetError: if the dataset does not have such a source, or no valid marks of that pass.
         FolderHeldError: if another run makes the same tokens.
         ConfigChangedError: if its tokens were made by another tokenizer of that name, or from other images.
         TokenizerError: if the tokenizer cannot be loaded.
@@ -199,18 +208,19 @@ def tokenize(
     if unknown:
         raise DatasetError(f"no source {unknown[0]!r} in {dataset.uri}; there are {', '.join(dataset.sources())}")
     settings = replace(settings, tokenizer=str(find_folder(settings.tokenizer)))
-    name, entry = tokens_entry(settings)
+    duplicates = read_duplicates(dataset, settings.duplicates) if settings.duplicates is not None else None
+    name, entry = tokens_entry(settings, duplicates)
     folders = {source: f"tokens/{name}/{source}" for source in sources or dataset.sources()}
     with writing(dataset, folders.values(), console, wait=wait) as lease:
         plans: list[tuple[str, str, Missing[TokenizeJob]]] = []
         for source, folder in folders.items():
             dataset.declare("tokens", f"{name}/{source}", entry, overwrite=overwrite)
-            jobs = list(plan(dataset, source, entry["fingerprint"]))
+            jobs = list(plan(dataset, source, entry["fingerprint"], duplicates))
             plans.append((source, folder, find_missing(dataset, folder, jobs, overwrite=overwrite)))
         yield from run_tokenizing(dataset, plans, settings, lease, num_gpus, address, num_cpus, console)
 
 
-def tokens_entry(settings: TokenizeSettings) -> tuple[str, dict[str, Any]]:
+def tokens_entry(settings: TokenizeSettings, duplicates: Duplicates | None = None) -> tuple[str, dict[str, Any]]:
     """The tokenizer's name, and what `dataset.json` records about tokens that it makes.
 
     Raises:
@@ -222,6 +232,8 @@ def tokens_entry(settings: TokenizeSettings) -> tuple[str, dict[str, Any]]:
             f"{loaded.name} makes {loaded.tokens_per_image} tokens of a picture; a dataset's have {TOKENS_PER_IMAGE}"
         )
     entry = {"tokenizer": loaded.name, "tokenizer_fingerprint": loaded.fingerprint, "uvd_version": __version__}
+    if duplicates is not None:
+        entry["duplicates"] = f"{duplicates.name}: {duplicates.fingerprint}"
     entry["fingerprint"] = fingerprint(entry)
     return loaded.name, entry
 

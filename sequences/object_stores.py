@@ -26,21 +26,24 @@ _S3_OPTIONS = {"region", "scheme", "endpoint_override"}
 _FAILURES = ("AWS Error", "google::cloud::", "HTTP response code")
 """What Arrow's messages about failed requests to object stores hold; such errors carry no errno."""
 _SETTINGS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the role of the machine"
-_HINTS = (
-    (r"INVALID_ACCESS_KEY_ID|InvalidAccessKeyId|SIGNATURE_DOES_NOT_MATCH|SignatureDoesNotMatch|EXPIRED_TOKEN|ExpiredToken",
-     f"the store does not accept the credentials: check {_SETTINGS}"),
-    (r"NoCredentials|Unable to locate credentials|PartialCredentials",
-     f"no credentials were found: set {_SETTINGS}"),
-    (r"ACCESS_DENIED|AccessDenied|HTTP status 40[13]|\b403\b|Forbidden",
-     f"the store refuses access: no credentials, or ones that may not do this. Set {_SETTINGS}"),
-    (r"NO_SUCH_BUCKET|NoSuchBucket", "there is no such bucket: check its name, the region and the endpoint"),
-    (r"PermanentRedirect|HTTP status 301|AuthorizationHeaderMalformed",
-     "the bucket is in another region: set AWS_REGION, or ?region=… in the URI"),
-    (r"curlCode: (6|7|35|60)\b|EndpointConnection|Could not connect|SSL",
-     "the store cannot be reached: check the network and the endpoint (AWS_ENDPOINT_URL)"),
-    (r"curlCode: 28|[Tt]imed? ?out|SLOW_DOWN|SlowDown|INTERNAL_FAILURE|InternalError|SERVICE_UNAVAILABLE|HTTP status 5|50[0234]",
-     f"the store failed {ATTEMPTS} times in a row. Run the same command again later: it goes on from there"),
-)  # fmt: skip
+_PASSING = f"the store failed {ATTEMPTS} times in a row. Run the same command again later: it goes on from there"
+_HINTS = {
+    "INVALID_ACCESS_KEY_ID|InvalidAccessKeyId|SIGNATURE_DOES_NOT_MATCH|SignatureDoesNotMatch|EXPIRED_?TOKEN|ExpiredToken":
+        f"the store does not accept the credentials: check {_SETTINGS}",
+    "NoCredentials|Unable to locate credentials|Partial credentials":
+        f"no credentials were found: set {_SETTINGS}",
+    "ACCESS_DENIED|AccessDenied|HTTP status 40[13]|\\b403\\b|Forbidden":
+        f"the store refuses access: no credentials, or ones that may not do this. Set {_SETTINGS}",
+    "NO_SUCH_BUCKET|NoSuchBucket":
+        "there is no such bucket: check its name, AWS_REGION and the endpoint (AWS_ENDPOINT_URL)",
+    "PermanentRedirect|HTTP status 301|AuthorizationHeaderMalformed":
+        "the bucket is in another region: set AWS_REGION, or ?region=… in the URI",
+    "curlCode: (6|7|35|60)\\b|Could not connect|SSL":
+        "the store cannot be reached: check the network and the endpoint (AWS_ENDPOINT_URL)",
+    "curlCode: \\d+|[Tt]imed? ?out|Connection was closed|SLOW_DOWN|SlowDown": _PASSING,
+    "INTERNAL_FAILURE|InternalError|SERVICE_UNAVAILABLE|ServiceUnavailable|HTTP status 5|\\b50[0234]\\b": _PASSING,
+}  # fmt: skip
+"""What a failure's text holds, and what it means; the first that fits."""
 
 
 class ObjectStoreError(UserError, OSError):
@@ -156,5 +159,5 @@ def explain(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, ObjectStoreError):
         return text
-    hint = next((hint for pattern, hint in _HINTS if re.search(pattern, text)), "")
+    hint = next((hint for pattern, hint in _HINTS.items() if re.search(pattern, text)), "")
     return f"{text.rstrip('.')}. {hint[:1].upper()}{hint[1:]}." if hint else text

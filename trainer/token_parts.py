@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from uvd.manifests.dataset import Dataset, Shard
+from uvd.manifests.duplicates import Duplicates, read_duplicates
 from uvd.manifests.schema import read_metadata
 from uvd.manifests.token_shard import TOKEN_BYTES
 from uvd.manifests.tokens import TOKENS_PER_IMAGE
 from uvd.sequences.errors import UserError
-from uvd.manifests.duplicates import Duplicates, read_duplicates
 
 PART_TOKENS = 1 << 20
 """A part ends with the sequence that begins before so many tokens: 2 MiB of a tar."""

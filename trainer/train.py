@@ -128,7 +128,8 @@ def train_worker(settings: dict[str, Any], on_progress: Progress | None = None) 
     split = open_split(settings["dataset"], "train", config.tokenizer, duplicates=config.duplicates)
     held_out = open_split(settings["dataset"], "val", split.tokenizer, duplicates=config.duplicates)
     if not split.shards:
-        raise EmptySplitError(f"the train split of {without_query(settings['dataset'])} holds no sequences of {split.tokenizer}")
+        place = without_query(settings["dataset"])
+        raise EmptySplitError(f"the train split of {place} holds no sequences of {split.tokenizer}")
     data = PackedTokens(
         split.shards,
         context=config.context_length,

@@ -1,6 +1,6 @@
-"""Draws `docs/gallery/card.png`: the dataset card of a tokenized dataset, light and dark, as headless Chromium shows it.
+"""Draws `docs/gallery/card.png`: a dataset card, light and dark, as headless Chromium shows it.
 
-    .venv/bin/python tests/support/card_picture.py demo/dataset docs/gallery/card.png
+.venv/bin/python tests/support/card_picture.py demo/dataset docs/gallery/card.png
 """
 
 from __future__ import annotations
