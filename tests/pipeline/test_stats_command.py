@@ -58,7 +58,7 @@ def test_sql_is_a_table_or_json(dataset):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["stats", "--format", "xml"], 2, "expected table or json"),
+        (["stats", "--format", "xml"], 2, "expected table, json or html"),
         (["stats", "--by", "layuot"], 1, "did you mean 'layout'"),
         (["stats", "--where", "nope = 1"], 1, "nope"),
         (["stats", "--tokenizer", "nobody"], 1, "there are t"),
