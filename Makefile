@@ -103,13 +103,16 @@ test-slow: setup ## The heavier checks too
 	$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: bench
-bench: setup ## Run the benchmarks; tables go to benchmarks/results
+bench: setup ## Run the benchmarks; tables go to benchmarks/results (an hour, 15 GB of disk)
 	$(BIN)/python -m uvd.benchmarks.tokenize
 	$(BIN)/python -m uvd.benchmarks.laion
 	$(BIN)/python -m uvd.benchmarks.video
 	$(BIN)/python -m uvd.benchmarks.renderers
 	$(BIN)/python -m uvd.benchmarks.multiview
 	$(BIN)/python -m uvd.benchmarks.loader
+	$(BIN)/python -m uvd.benchmarks.train
+	$(BIN)/python -m uvd.benchmarks.manifests
+	$(BIN)/python -m uvd.benchmarks.dedup
 
 .PHONY: lint
 lint: setup ## ruff (check and format) and mypy

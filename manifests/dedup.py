@@ -33,7 +33,7 @@ from uvd.manifests.duplicate_groups import Groups, group_hashes
 from uvd.manifests.fingerprint import fingerprint
 from uvd.manifests.near_hashes import CHUNK, cheapest_choices, near_pairs
 from uvd.manifests.schema import METADATA_KEY, read_metadata
-from uvd.sequences.object_stores import without_query
+from uvd.sequences.object_stores import plain_uri
 
 MAX_BITS = 8
 """Beyond it, unrelated photos begin to meet."""
@@ -87,7 +87,7 @@ class DedupSettings:
     def name(self) -> str:
         """Of the pass: its sources, and what they are held against."""
         own = "+".join(sorted(set(self.sources))) or "all"
-        others = "+".join(Path(without_query(uri)).name for uri in self.against)
+        others = "+".join(Path(plain_uri(uri)).name for uri in self.against)
         return f"{own}-against-{others}" if others else own
 
 

@@ -22,7 +22,7 @@ from pyarrow import fs
 from uvd.manifests.lease import hold
 from uvd.manifests.s3_objects import S3Objects
 from uvd.sequences.errors import UserError
-from uvd.sequences.object_stores import open_uri, s3_address, without_query
+from uvd.sequences.object_stores import open_uri, plain_uri, s3_address
 
 _TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{12}\.tmp$")
 _COPY_BYTES = 8 << 20
@@ -94,7 +94,7 @@ class Storage:
         Raises:
             StorageError: if the scheme is unknown, the place cannot be reached, or the URI holds credentials.
         """
-        self.address, self.uri = uri, without_query(uri)
+        self.address, self.uri = uri, plain_uri(uri)
         self.local_root: Path | None = None
         if "://" not in uri or uri.startswith("file://"):
             self.local_root = _local_path(uri)

@@ -26,7 +26,7 @@ _S3_OPTIONS = {"region", "scheme", "endpoint_override"}
 _FAILURES = ("AWS Error", "google::cloud::", "HTTP response code")
 """What Arrow's messages about failed requests to object stores hold; such errors carry no errno."""
 _SETTINGS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the role of the machine"
-_PASSING = f"the store failed {ATTEMPTS} times in a row. Run the same command again later: it goes on from there"
+_PASSING = "the store failed {attempts} times in a row. Run the same command again later: it goes on from there"
 _HINTS = {
     "INVALID_ACCESS_KEY_ID|InvalidAccessKeyId|SIGNATURE_DOES_NOT_MATCH|SignatureDoesNotMatch|EXPIRED_?TOKEN|ExpiredToken":
         f"the store does not accept the credentials: check {_SETTINGS}",
@@ -63,9 +63,13 @@ class S3Address:
     endpoint: str
 
 
-def without_query(uri: str) -> str:
-    """A URI as messages, logs and manifests name it: without what only says how to get there. Paths stay."""
-    return uri.partition("?")[0].rstrip("/") if "://" in uri else uri
+def plain_uri(uri: str) -> str:
+    """A URI as messages, logs and manifests name it: without what says how to get there, and who asks. Paths stay."""
+    if "://" not in uri:
+        return uri
+    scheme, _, rest = uri.partition("?")[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}".rstrip("/")
 
 
 def with_query_of(place: str, uri: str) -> str:
@@ -100,7 +104,7 @@ def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
             retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
         )
     except (ArrowException, ValueError, OSError) as error:
-        raise UserError(f"cannot open {uri}: {explain(error)}") from error
+        raise UserError(f"cannot open {plain_uri(uri)}: {explain(error)}") from error
     return filesystem, path
 
 
@@ -115,10 +119,10 @@ def s3_address(uri: str) -> tuple[S3Address, str]:
     unknown = sorted(set(options) - _S3_OPTIONS)
     if unknown:
         known = ", ".join(sorted(_S3_OPTIONS))
-        raise UserError(f"{without_query(uri)}: the option {unknown[0]!r} after ? is not known; there are {known}")
+        raise UserError(f"{plain_uri(uri)}: the option {unknown[0]!r} after ? is not known; there are {known}")
     bucket = parts.netloc
     if not bucket:
-        raise UserError(f"{without_query(uri)} names no bucket: expected s3://bucket/path")
+        raise UserError(f"{plain_uri(uri)} names no bucket: expected s3://bucket/path")
     endpoint = options.get("endpoint_override") or next(
         (os.environ[name] for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)), ""
     )
@@ -138,12 +142,11 @@ def _region_of(bucket: str) -> str:
 
 
 def _refuse_credentials(uri: str) -> None:
-    parts = urlsplit(uri)
-    if "@" in parts.netloc:
-        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    who, at, _ = uri.partition("://")[2].partition("/")[0].rpartition("@")
+    if at and who != "anonymous":  # which Arrow takes for public buckets of GCS
         raise UserError(
-            f"{shown} was given with credentials in it, which process lists and logs would show. Leave them out and "
-            f"set {_SETTINGS}."
+            f"{plain_uri(uri)} was given with credentials in it, which process lists and logs would show. Leave them "
+            f"out and set {_SETTINGS}."
         )
 
 
@@ -160,4 +163,5 @@ def explain(error: BaseException) -> str:
     if isinstance(error, ObjectStoreError):
         return text
     hint = next((hint for pattern, hint in _HINTS.items() if re.search(pattern, text)), "")
+    hint = hint.format(attempts=ATTEMPTS)
     return f"{text.rstrip('.')}. {hint[:1].upper()}{hint[1:]}." if hint else text

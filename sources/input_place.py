@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from uvd.sequences.errors import UserError
-from uvd.sequences.object_stores import explain, is_store_failure, open_uri, without_query
+from uvd.sequences.object_stores import explain, is_store_failure, open_uri, plain_uri
 from uvd.sources.base import SourceError
 from uvd.sources.decode import list_files
 
@@ -44,7 +44,7 @@ class InputPlace:
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = without_query(uri)
+        self.uri = plain_uri(uri)
         self.local = "://" not in uri or uri.startswith("file://")
         self.filesystem: fs.FileSystem
         try:

@@ -21,7 +21,7 @@ from uvd.manifests.dataset import Dataset
 from uvd.manifests.fingerprint import differences
 from uvd.sequences import Seeds
 from uvd.sequences.errors import UserError
-from uvd.sequences.object_stores import without_query
+from uvd.sequences.object_stores import plain_uri
 from uvd.sequences.stopping import stop_on_signals
 from uvd.tokenize.training_log import Progress, TrainingLog, followed
 from uvd.tokenize.workers import Workers, fit_on_ray
@@ -128,7 +128,7 @@ def train_worker(settings: dict[str, Any], on_progress: Progress | None = None) 
     split = open_split(settings["dataset"], "train", config.tokenizer, duplicates=config.duplicates)
     held_out = open_split(settings["dataset"], "val", split.tokenizer, duplicates=config.duplicates)
     if not split.shards:
-        place = without_query(settings["dataset"])
+        place = plain_uri(settings["dataset"])
         raise EmptySplitError(f"the train split of {place} holds no sequences of {split.tokenizer}")
     data = PackedTokens(
         split.shards,
@@ -213,7 +213,7 @@ def train_worker(settings: dict[str, Any], on_progress: Progress | None = None) 
                 window, by_source = Window(), SourceLosses(split.shards.sources, device)
             due = config.checkpoint_every and state.step % config.checkpoint_every == 0
             if last or preempted or due:
-                provenance = _provenance(config, split, state, without_query(settings["dataset"]))
+                provenance = _provenance(config, split, state, plain_uri(settings["dataset"]))
                 checkpointer.save(model, optimizer, state, provenance)
             checkpointer.check()
 

@@ -19,6 +19,8 @@ from typing import Any, Literal
 import boto3
 import pytest
 
+from uvd.pipeline import cli
+
 KEY_ID, SECRET = "AKIAUVDTESTS", "s3cr3t-0f-the-t3sts-7f3a9c"
 BUCKET = "uvd-tests"
 Fault = Literal["500", "503", "403", "404", "silent", "slow", "cut", "cut-upload", "late-500"]
@@ -262,3 +264,15 @@ def _wait_until_up(store: ObjectStore, server: subprocess.Popen[bytes]) -> None:
             assert time.monotonic() < end, "moto's server does not listen"
             time.sleep(0.05)
     store.client().create_bucket(Bucket=store.bucket)
+
+
+def run_uvd(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Runs the command in this process: (exit code, all that it printed)."""
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["uvd", *arguments])
+        patch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    printed = capsys.readouterr()
+    return int(ended.value.code or 0), printed.out + printed.err
