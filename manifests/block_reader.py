@@ -24,6 +24,7 @@ import pyarrow as pa
 from uvd.manifests.blocks import BLOCKS, Block, pack, read_shard
 from uvd.manifests.dataset import Dataset, DatasetError, Shard
 from uvd.manifests.schema import METADATA_KEY
+from uvd.sequences.object_stores import ObjectStoreError
 
 OBJECT_STORE_THREADS = 16
 """Of each process: there, waiting is what takes the time."""
@@ -170,7 +171,7 @@ def main() -> None:
     task = json.loads(sys.stdin.buffer.read())
     try:
         _serve(task, sys.stdout.buffer)
-    except DatasetError as error:
+    except (DatasetError, ObjectStoreError) as error:
         print(error, file=sys.stderr)
         sys.exit(_REFUSED)
 

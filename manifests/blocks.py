@@ -32,6 +32,7 @@ from uvd.manifests.summary import (
 )
 from uvd.manifests.token_shard import decode_histogram
 from uvd.manifests.tokens import CODEBOOK_SIZE
+from uvd.sequences.object_stores import ObjectStoreError
 
 SIZE = 256
 """Shards of a block."""
@@ -132,11 +133,12 @@ def read_shard(dataset: Dataset, shard: Shard, metadata: bytes | None = None) ->
 
     Raises:
         DatasetError: if its manifest is not one.
+        ObjectStoreError: if it cannot be reached.
     """
     kind = shard.folder.partition("/")[0]
     try:
         if metadata is None:
-            with _open(dataset, shard) as file:
+            with dataset.storage.open(shard.manifest) as file:
                 metadata = (pq.read_metadata(file).metadata or {})[METADATA_KEY]
         content = json.loads(metadata)
         if content["kind"] != kind:
@@ -144,7 +146,7 @@ def read_shard(dataset: Dataset, shard: Shard, metadata: bytes | None = None) ->
         if "summary" in content:
             text = content["summary"]
         else:
-            with _open(dataset, shard) as file:
+            with dataset.storage.open(shard.manifest) as file:
                 columns = pq.ParquetFile(file).read(columns=list(COLUMNS[kind]))
             text = encode_summary(summarize_tables(columns, dataset.rejects(shard)))
         summary, reject_lines = decode_groups(text)
@@ -157,14 +159,12 @@ def read_shard(dataset: Dataset, shard: Shard, metadata: bytes | None = None) ->
             int(kind == "tokens" and histogram is None),
             [str(content["tar_sha256"])],
         )
+    except ObjectStoreError:
+        raise  # which says nothing of the manifest
     except (OSError, pa.ArrowException, zlib.error, ValueError, KeyError, TypeError) as error:
         raise DatasetError(
             f"{shard.manifest} is not a manifest of uvd, or damaged ({type(error).__name__}: {error}). {_ADVICE}"
         ) from error
-
-
-def _open(dataset: Dataset, shard: Shard) -> pa.NativeFile:
-    return dataset.storage.filesystem.open_input_file(dataset.storage.full(shard.manifest))
 
 
 def pack(block: Block, contents: Iterable[BlockContent]) -> pa.RecordBatch:

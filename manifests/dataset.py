@@ -265,14 +265,14 @@ class Dataset:
 
     def manifest(self, shard: Shard, columns: list[str] | None = None) -> pa.Table:
         """A shard's manifest, with its metadata; `columns` limits what is read."""
-        with self.storage.filesystem.open_input_file(self.storage.full(shard.manifest)) as file:
+        with self.storage.open(shard.manifest) as file:
             return pq.read_table(file, columns=columns)
 
     def metadata(self, shard: Shard) -> dict[str, Any]:
         """The `uvd` metadata of a shard's manifest: reads the footer only."""
-        with self.storage.filesystem.open_input_file(self.storage.full(shard.manifest)) as file:
+        with self.storage.open(shard.manifest) as file:
             return read_metadata(pq.read_schema(file), shard.manifest)
 
     def rejects(self, shard: Shard) -> pa.Table:
-        with self.storage.filesystem.open_input_file(self.storage.full(shard.rejects)) as file:
+        with self.storage.open(shard.rejects) as file:
             return pq.read_table(file)

@@ -203,7 +203,7 @@ def read_marks(dataset: Dataset, name: str = "all") -> tuple[pa.Table, dict[str,
     path = f"{FOLDER}/{name}.parquet"
     if not dataset.storage.exists(path):
         raise DatasetError(f"{dataset.uri} has no {path}: run `uvd dedup`")
-    with dataset.storage.filesystem.open_input_file(dataset.storage.full(path)) as file:
+    with dataset.storage.open(path) as file:
         table = pq.read_table(file)
     metadata = read_metadata(table.schema, path)
     known = set(metadata["sources"]) <= set(dataset.sources())
@@ -241,7 +241,7 @@ def _shard_hashes(dataset: Dataset, shard: Shard, roles: Sequence[str]) -> NDArr
 
 
 def _read(dataset: Dataset, shard: Shard, columns: list[str]) -> pa.Table:
-    with dataset.storage.filesystem.open_input_file(dataset.storage.full(shard.manifest)) as file:
+    with dataset.storage.open(shard.manifest) as file:
         return pq.ParquetFile(file).read(columns=columns, use_threads=False)
 
 

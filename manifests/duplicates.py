@@ -72,7 +72,7 @@ def read_duplicates(dataset: Dataset, name: str) -> Duplicates:
     if not dataset.storage.exists(path):
         raise DatasetError(f"{dataset.uri} has no {path}: run `uvd dedup`")
     found: dict[str, list[NDArray[np.int64]]] = {}
-    with dataset.storage.filesystem.open_input_file(dataset.storage.full(path)) as file:
+    with dataset.storage.open(path) as file:
         marks = pq.ParquetFile(file)
         metadata = read_metadata(marks.schema_arrow, path)
         fingerprint = manifests_fingerprint(dataset, metadata["sources"])

@@ -54,7 +54,7 @@ def read_runs(dataset: Dataset) -> pa.Table:
 
 def _read_run(dataset: Dataset, name: str) -> dict[str, Any] | None:
     path = f"{FOLDER}/{name}"
-    with dataset.storage.filesystem.open_input_file(dataset.storage.full(path)) as file:
+    with dataset.storage.open(path) as file:
         size = file.size()
         head = _parse(file.read_at(min(size, _TAIL), 0).partition(b"\n")[0])
         tail = _parse(file.read_at(min(size, _TAIL), max(0, size - _TAIL)).rstrip(b"\n").rpartition(b"\n")[2])

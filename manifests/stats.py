@@ -304,7 +304,7 @@ def _read_pass(dataset: Dataset, path: str) -> tuple[int, int, dict[str, Any]]:
         DatasetError: if it was not written by `uvd dedup`.
     """
     try:
-        with dataset.storage.filesystem.open_input_file(dataset.storage.full(path)) as file:
+        with dataset.storage.open(path) as file:
             marks = pq.ParquetFile(file)
             metadata = read_metadata(marks.schema_arrow, path)
             rows, parts = marks.metadata.num_rows, marks.metadata.num_row_groups

@@ -48,7 +48,7 @@ class Index:
         if not storage.exists(INDEX):
             return
         try:
-            with storage.filesystem.open_input_file(storage.full(INDEX)) as file:
+            with storage.open(INDEX) as file:
                 parts = pq.ParquetFile(file)
                 if not parts.schema_arrow.equals(BLOCKS):
                     return

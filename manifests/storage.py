@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
-from pyarrow import fs
+from pyarrow import NativeFile, fs
 
 from uvd.manifests.lease import hold
 from uvd.manifests.s3_objects import S3Objects
 from uvd.sequences.errors import UserError
-from uvd.sequences.object_stores import open_uri, plain_uri, s3_address
+from uvd.sequences.object_stores import ObjectStoreError, explain, is_store_failure, open_uri, plain_uri, s3_address
 
 _TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{12}\.tmp$")
 _COPY_BYTES = 8 << 20
@@ -135,32 +135,64 @@ class Storage:
             pending.abort()
             raise
 
+    @contextmanager
+    def _reaching(self, path: str) -> Iterator[None]:
+        """Says which file it was, of which failures of an object store do not all tell."""
+        try:
+            yield
+        except ObjectStoreError:
+            raise
+        except OSError as error:
+            if not is_store_failure(error):
+                raise
+            raise ObjectStoreError(f"{self.uri}/{path}: {explain(error)}") from error
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[NativeFile]:
+        """Opens a file for random access.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+            ObjectStoreError: if the store fails, in the block too.
+        """
+        with self._reaching(path), self.filesystem.open_input_file(self.full(path)) as file:
+            yield file
+
     def exists(self, path: str) -> bool:
-        return self.filesystem.get_file_info(self.full(path)).type == fs.FileType.File
+        return bool(self.info(path).type == fs.FileType.File)
+
+    def info(self, path: str) -> fs.FileInfo:
+        """Type, size and time of change of what is there under a name, if anything is."""
+        with self._reaching(path):
+            return self.filesystem.get_file_info(self.full(path))
 
     def read(self, path: str) -> bytes:
-        with self.filesystem.open_input_stream(self.full(path)) as stream:
-            return stream.read()
+        with self._reaching(path), self.filesystem.open_input_stream(self.full(path)) as stream:
+            return bytes(stream.read())
 
     def read_range(self, path: str, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`: one range request on object stores."""
-        with self.filesystem.open_input_file(self.full(path)) as file:
+        with self.open(path) as file:
             return file.read_at(length, offset)
 
     @contextmanager
     def stream(self, path: str) -> Iterator[BinaryIO]:
         """Opens a file for one pass from start to end."""
-        with self.filesystem.open_input_stream(self.full(path), buffer_size=1 << 20) as stream:
+        with (
+            self._reaching(path),
+            self.filesystem.open_input_stream(self.full(path), buffer_size=1 << 20) as stream,
+        ):
             yield cast(BinaryIO, stream)
 
     def list(self, folder: str) -> list[str]:
         """Names of the files and folders directly in `folder`, sorted; empty if there is no such folder."""
-        selector = fs.FileSelector(self.full(folder), allow_not_found=True)
-        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+        return sorted(info.base_name for info in self.iter_files(folder))
 
     def iter_files(self, folder: str) -> Iterator[fs.FileInfo]:
         """Name, size and time of change of what is directly in `folder`, in no order; nothing if it is not there."""
-        yield from self.filesystem.get_file_info(fs.FileSelector(self.full(folder), allow_not_found=True))
+        with self._reaching(folder):
+            infos = self.filesystem.get_file_info(fs.FileSelector(self.full(folder), allow_not_found=True))
+        yield from infos
 
     def delete(self, path: str) -> None:
         if self.s3 is not None:

@@ -216,7 +216,7 @@ def iter_rows(dataset: Dataset, shard: Shard, table: pa.Table) -> Iterator[tuple
     if len(starts) and (starts[0] < 0 or (starts[1:] < ends[:-1]).any() or (ends < starts).any()):
         raise ValueError(f"{shard.manifest}: byte ranges of the sequences overlap or are out of order")
     first = 0
-    with dataset.tars.filesystem.open_input_file(dataset.tars.full(shard.tar)) as file:
+    with dataset.tars.open(shard.tar) as file:
         while first < len(starts):
             stop = first + 1
             while (

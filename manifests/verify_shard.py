@@ -88,7 +88,7 @@ def _read(dataset: Dataset, path: str) -> pa.Table:
     Raises:
         ValueError: if it is damaged, or larger than any manifest.
     """
-    size = dataset.storage.filesystem.get_file_info(dataset.storage.full(path)).size or 0
+    size = dataset.storage.info(path).size or 0
     if size > MAX_MANIFEST_BYTES:
         raise ValueError(f"{size} bytes are over {MAX_MANIFEST_BYTES}")
     data = dataset.storage.read(path)
@@ -135,7 +135,7 @@ def _shallow(
     if dataset.base is not None and (problem := _not_of_base(dataset, dataset.base, shard, table, metadata)):
         yield Kind.BASE, problem
         return
-    tar = dataset.tars.filesystem.get_file_info(dataset.tars.full(shard.tar))
+    tar = dataset.tars.info(shard.tar)
     if tar.type != fs.FileType.File:
         yield Kind.MISSING_TAR, f"the tar is missing, the manifest says {metadata['tar_bytes']} bytes"
     elif tar.size != metadata["tar_bytes"]:

@@ -34,7 +34,7 @@ def logged_settings(dataset: Dataset, stage: str, name: str) -> Iterator[dict[st
     for log in reversed([name for name in dataset.storage.list(FOLDER) if name.endswith(".jsonl")]):
         if f"-{stage}-{name.replace('/', '-')}-" not in log:
             continue
-        with dataset.storage.filesystem.open_input_file(dataset.storage.full(f"{FOLDER}/{log}")) as file:
+        with dataset.storage.open(f"{FOLDER}/{log}") as file:
             line = file.read_at(min(file.size(), _LINE), 0).partition(b"\n")[0]
         try:
             start = json.loads(line)

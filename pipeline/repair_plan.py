@@ -124,7 +124,7 @@ def sort_findings(dataset: Dataset, findings: Iterable[Finding]) -> Repair:
         elif finding.kind in BEYOND_REPAIR:
             repairs.impossible[finding.place] = BEYOND_REPAIR[finding.kind]
         elif finding.kind in NOT_THE_SHARDS:
-            info = dataset.storage.filesystem.get_file_info(dataset.storage.full(finding.place))
+            info = dataset.storage.info(finding.place)
             if info.type == fs.FileType.Directory:
                 repairs.impossible[finding.place] = "a folder; remove it yourself if nobody needs it"
             else:

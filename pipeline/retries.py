@@ -133,8 +133,7 @@ def round_units(dataset: Dataset, name: str) -> Iterator[WorkUnit]:
 
 def parts_of(dataset: Dataset, unit: WorkUnit) -> list[RetriedPart]:
     """What a shard of a round tries again, by the unit that it comes from."""
-    path = dataset.storage.full(_plan_path(unit.payload["round"]))
-    with dataset.storage.filesystem.open_input_file(path) as file:
+    with dataset.storage.open(_plan_path(unit.payload["round"])) as file:
         rows = pq.ParquetFile(file).read_row_group(unit.shard).to_pylist()
     parts = []
     for number, group in groupby(rows, key=lambda row: row["unit"]):

@@ -135,7 +135,7 @@ def _copy_part(
     if not len(rows.lengths):
         return
     try:
-        with storage.filesystem.open_input_file(storage.full(path)) as file:
+        with storage.open(path) as file:
             for some in _reads(rows):
                 run, start = rows.take(some), int(rows.offsets[some.start])
                 data = file.read_at(int((run.offsets + run.lengths * TOKEN_BYTES).max()) - start, start)

@@ -257,7 +257,7 @@ def _read_manifest(
 
 
 def _read_columns(dataset: Dataset, shard: Shard, names: list[str]) -> pa.Table:
-    with dataset.storage.filesystem.open_input_file(dataset.storage.full(shard.manifest)) as file:
+    with dataset.storage.open(shard.manifest) as file:
         table = pq.ParquetFile(file).read(columns=names, use_threads=False)
     if missing := set(names) - set(table.column_names):
         raise ValueError(f"no column {', '.join(sorted(missing))}")

@@ -162,7 +162,7 @@ class Catalog:
         storage = self.dataset.storage
         if storage.local_root is None:
             return int(time.monotonic() / SETTLED_S)
-        return storage.filesystem.get_file_info(storage.full(f"sequences/{source}")).mtime_ns
+        return storage.info(f"sequences/{source}").mtime_ns
 
     def listed(self, source: str) -> Listing | None:
         """The listing if it is at hand."""

@@ -107,7 +107,7 @@ def _indexed(dataset: Dataset, folder: str, blocks: Sequence[Block]) -> dict[int
     found: dict[int, Summary] = {}
     if not storage.exists(INDEX):
         return found
-    with storage.filesystem.open_input_file(storage.full(INDEX)) as file:
+    with storage.open(INDEX) as file:
         try:
             table = pq.ParquetFile(file).read(columns=_COLUMNS)
         except pa.ArrowException:  # it is never the truth: without it, footers are read

@@ -132,7 +132,7 @@ def marks(catalog: Catalog, key: str) -> list[Marked]:
         path = f"{FOLDER}/{name}"
         if not name.endswith(".parquet") or name.startswith("."):
             continue
-        with storage.filesystem.open_input_file(storage.full(path)) as file:
+        with storage.open(path) as file:
             parts = pq.ParquetFile(file)
             if parts.metadata.num_rows > MARKED_ROWS:
                 continue

@@ -107,7 +107,7 @@ def copied(store: ObjectStore, objects: dict[str, bytes], request: pytest.Fixtur
     """A copy of the dataset to spoil."""
     name = request.node.name.partition("[")[0]
     for key, body in objects.items():
-        store.client().put_object(Bucket=store.bucket, Key=f"{name}/{key}", Body=body)
+        store.client.put_object(Bucket=store.bucket, Key=f"{name}/{key}", Body=body)
     store.heal()
     return name
 
@@ -199,8 +199,8 @@ def test_a_flipped_object_is_found_and_repaired(store, run, copied, remote):
     key = f"{copied}/sequences/images/000001.tar"
     body = bytearray(store.objects(key)[""])
     body[1500] ^= 4
-    store.client().put_object(Bucket=store.bucket, Key=key, Body=bytes(body))
-    store.client().delete_object(Bucket=store.bucket, Key=f"{copied}/{TOKENS}/000000.parquet")
+    store.client.put_object(Bucket=store.bucket, Key=key, Body=bytes(body))
+    store.client.delete_object(Bucket=store.bucket, Key=f"{copied}/{TOKENS}/000000.parquet")
     code, printed = run("verify", "--dataset", store.uri(copied), "--deep")
     assert code == 1
     assert "sequences/images/000001" in printed

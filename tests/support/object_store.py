@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
@@ -97,6 +98,7 @@ class ObjectStore:
                     return rule.fault
         return None
 
+    @cached_property
     def client(self) -> Any:
         """Of boto3, straight to the server."""
         return boto3.session.Session().client("s3", endpoint_url=self.server, region_name="us-east-1")
@@ -106,7 +108,7 @@ class ObjectStore:
 
     def objects(self, prefix: str) -> dict[str, bytes]:
         """All objects whose keys begin so, by the rest of the key."""
-        client, found = self.client(), {}
+        client, found = self.client, {}
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
             for entry in page.get("Contents", ()):
                 body = client.get_object(Bucket=self.bucket, Key=entry["Key"])["Body"].read()
@@ -120,7 +122,7 @@ class ObjectStore:
 
     def open_uploads(self) -> list[str]:
         """Keys of multipart uploads that were begun and not ended."""
-        return [upload["Key"] for upload in self.client().list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])]
+        return [upload["Key"] for upload in self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", [])]
 
 
 def _handler(store: ObjectStore) -> type[BaseHTTPRequestHandler]:
@@ -129,6 +131,7 @@ def _handler(store: ObjectStore) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         timeout = 120
+        disable_nagle_algorithm = True
 
         def _any(self) -> None:
             fault = store.fault_for(self.command, self.path)
@@ -263,7 +266,7 @@ def _wait_until_up(store: ObjectStore, server: subprocess.Popen[bytes]) -> None:
         except OSError:
             assert time.monotonic() < end, "moto's server does not listen"
             time.sleep(0.05)
-    store.client().create_bucket(Bucket=store.bucket)
+    store.client.create_bucket(Bucket=store.bucket)
 
 
 def run_uvd(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
