@@ -14,15 +14,17 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 from pyarrow import NativeFile, fs
 
 from uvd.manifests.lease import hold
-from uvd.manifests.s3_objects import S3Objects
 from uvd.sequences.errors import UserError
 from uvd.sequences.object_stores import ObjectStoreError, explain, is_store_failure, open_uri, plain_uri, s3_address
+
+if TYPE_CHECKING:
+    from uvd.manifests.s3_objects import S3Objects
 
 _TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{12}\.tmp$")
 _COPY_BYTES = 8 << 20
@@ -104,6 +106,8 @@ class Storage:
         try:
             self.filesystem, self._root = open_uri(uri)
             if uri.startswith("s3://"):
+                from uvd.manifests.s3_objects import S3Objects  # a quarter of a second, for nobody else
+
                 self.s3 = S3Objects(s3_address(uri)[0])
         except UserError as error:
             raise StorageError(str(error)) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from object_store import ObjectStore, object_store, run_uvd
+from object_store import KEY_ID, SECRET, ObjectStore, object_store, run_uvd
 from rich.console import Console
 from starlette.testclient import TestClient
 from tests_support import dataset_bytes, write_photo
@@ -117,6 +117,13 @@ def test_every_object_is_the_local_file_and_there_is_nothing_else(store, remote,
     assert set(store.data("data")) == FILES
     assert not [name for name in store.objects("data/") if name.endswith((".lease", ".tmp", "/"))]
     assert store.open_uploads() == []
+
+
+def test_no_object_holds_a_secret(store, remote):
+    everything = b"".join(store.objects("").values())
+    assert len(everything) > 100_000
+    assert SECRET.encode() not in everything
+    assert KEY_ID.encode() not in everything
 
 
 def test_nobody_asks_for_shards_one_by_one(made):
