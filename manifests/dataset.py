@@ -245,6 +245,26 @@ class Dataset:
         pairs = (name.partition("/") for name in sorted(self.info()["tokens"]))
         return [(tokenizer, source) for tokenizer, _, source in pairs]
 
+    def tokens_of(self, tokenizer: str | None) -> tuple[str, list[str]]:
+        """The tokenizer whose tokens are meant, and the sources that it has tokens of.
+
+        Args:
+            tokenizer: None for the only one.
+
+        Raises:
+            DatasetError: if there are no tokens, none of this tokenizer, or of several and none is named.
+        """
+        folders = self.token_folders()
+        available = sorted({name for name, _ in folders})
+        if not available:
+            raise DatasetError(f"{self.uri} has no tokens: run `uvd tokenize` first")
+        if tokenizer is None and len(available) > 1:
+            raise DatasetError(f"{self.uri} has tokens of {', '.join(available)}: say which by its tokenizer's name")
+        if tokenizer is not None and tokenizer not in available:
+            raise DatasetError(f"{self.uri} has no tokens of {tokenizer!r}, but of {', '.join(available)}")
+        chosen = tokenizer or available[0]
+        return chosen, [source for name, source in folders if name == chosen]
+
     def shards(self, folder: str) -> list[Shard]:
         """The committed shards of `sequences/<source>` or `tokens/<tokenizer>/<source>`, in order."""
         matches = (_MANIFEST.match(name) for name in self.storage.list(folder))

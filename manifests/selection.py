@@ -56,9 +56,7 @@ class SelectedTokens:
 
     def __init__(self, dataset: Dataset, selection: Selection) -> None:
         self.dataset = dataset
-        folders = dataset.token_folders()
-        self.tokenizer = _tokenizer(dataset, selection.tokenizer, sorted({name for name, _ in folders}))
-        sources = [source for name, source in folders if name == self.tokenizer]
+        self.tokenizer, sources = dataset.tokens_of(selection.tokenizer)
         if unknown := sorted(set(selection.sources) - set(sources)):
             raise DatasetError(
                 f"no tokens of source {unknown[0]!r} by {self.tokenizer}; there are {', '.join(sources)}"
@@ -159,13 +157,3 @@ class SelectedTokens:
 def _shuffled(items: list[Any], rng: np.random.Generator) -> Iterator[Any]:
     for number in rng.permutation(len(items)).tolist():
         yield items[number]
-
-
-def _tokenizer(dataset: Dataset, asked: str | None, available: list[str]) -> str:
-    if not available:
-        raise DatasetError(f"{dataset.uri} has no tokens: run `uvd tokenize` first")
-    if asked is None and len(available) > 1:
-        raise DatasetError(f"{dataset.uri} has tokens of {', '.join(available)}: choose one with --tokenizer")
-    if asked is not None and asked not in available:
-        raise DatasetError(f"{dataset.uri} has no tokens of {asked!r}, but of {', '.join(available)}")
-    return asked or available[0]

@@ -183,13 +183,13 @@ def open_split(
         part_tokens: length of a part.
 
     Raises:
-        TokenDataError: if there are no tokens, several tokenizers to choose from, or shards of different fingerprints.
-        uvd.manifests.dataset.DatasetError: if there is no dataset, or no such marks.
+        TokenDataError: for shards of different fingerprints.
+        uvd.manifests.dataset.DatasetError: if there is no dataset, no such tokens, several tokenizers to choose from,
+            or no such marks.
     """
     dataset = Dataset.existing(uri)
-    folders = dataset.token_folders()
-    tokenizer = _chosen(dataset.uri, tokenizer, sorted({name for name, _ in folders}))
-    names = tuple(f"tokens/{tokenizer}/{source}" for name, source in folders if name == tokenizer)
+    tokenizer, sources = dataset.tokens_of(tokenizer)
+    names = tuple(f"tokens/{tokenizer}/{source}" for source in sources)
     marks = read_duplicates(dataset, duplicates) if duplicates is not None else None
     digest = sha256(f"{marks.name} {marks.fingerprint}\n".encode() if marks else b"")
     fingerprints: dict[str, str] = {}
@@ -283,13 +283,3 @@ def _cut(lengths: NDArray[np.int64], part_tokens: int) -> Iterator[tuple[int, in
 
 def _source(folder: str) -> str:
     return folder.rpartition("/")[2]
-
-
-def _chosen(uri: str, tokenizer: str | None, available: list[str]) -> str:
-    if not available:
-        raise TokenDataError(f"{uri} has no tokens: run `uvd tokenize` first")
-    if tokenizer is None and len(available) > 1:
-        raise TokenDataError(f"{uri} has tokens of {', '.join(available)}: choose one with `tokenizer`")
-    if tokenizer is not None and tokenizer not in available:
-        raise TokenDataError(f"{uri} has no tokens of {tokenizer!r}, but of {', '.join(available)}")
-    return tokenizer or available[0]

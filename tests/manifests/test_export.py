@@ -343,7 +343,7 @@ def test_damaged_shards_are_named(damage, tmp_path):
 def test_tokens_of_two_tokenizers_are_not_mixed(tmp_path):
     dataset = write_dataset(tmp_path / "d")
     dataset.declare("tokens", "other/laion", {"fingerprint": "x"})
-    with pytest.raises(DatasetError, match="choose one with --tokenizer"):
+    with pytest.raises(DatasetError, match="say which by its tokenizer"):
         export(dataset, Selection(), "numpy", tmp_path / "out")
     export(dataset, Selection(tokenizer="t"), "numpy", tmp_path / "out")
 

@@ -19,7 +19,7 @@ from token_streams import (
     write_tokens,
 )
 
-from uvd.manifests.dataset import Dataset
+from uvd.manifests.dataset import Dataset, DatasetError
 from uvd.manifests.storage import Storage
 from uvd.manifests.tokens import BOS, EOS, PAD
 from uvd.sequences import Seeds
@@ -110,10 +110,10 @@ def test_an_empty_split_is_an_error(uri: str) -> None:
 def test_tokens_of_two_tokenizers_must_be_told_apart(make_dataset: Any) -> None:
     make_dataset(tokenizer="one")
     uri = make_dataset(tokenizer="two")
-    with pytest.raises(TokenDataError, match="one, two"):
+    with pytest.raises(DatasetError, match="one, two"):
         open_split(uri, "train")
     assert open_split(uri, "train", "two").tokenizer == "two"
-    with pytest.raises(TokenDataError, match="three"):
+    with pytest.raises(DatasetError, match="three"):
         open_split(uri, "train", "three")
 
 
