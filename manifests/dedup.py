@@ -260,7 +260,10 @@ def _connect(spill: Path, settings: DedupSettings) -> duckdb.DuckDBPyConnection:
         "autoload_known_extensions": False,
         **({"threads": settings.threads} if settings.threads is not None else {}),
     }
-    return duckdb.connect(str(spill / "marks.duckdb"), config=config)
+    database = duckdb.connect(str(spill / "marks.duckdb"), config=config)
+    # It would go to standard output.
+    database.execute("set enable_progress_bar = false")
+    return database
 
 
 def _load_marks(

@@ -60,6 +60,8 @@ def connected(
             "preserve_insertion_order": False,
         }
         with duckdb.connect(config=config) as connection:
+            # It would go to standard output, where answers go.
+            connection.execute("SET enable_progress_bar = false")
             paths = [path for name in sorted(views) for path in _CREATE[name](connection, dataset)]
             for name, table in tables.items():
                 connection.register(name, table)
