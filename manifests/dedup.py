@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from uvd import __version__
 from uvd.manifests.dataset import Dataset, DatasetError, Shard
-from uvd.manifests.distinct import distinct, mapped
+from uvd.manifests.distinct import distinct
 from uvd.manifests.duplicate_groups import Groups, group_hashes
 from uvd.manifests.fingerprint import fingerprint
 from uvd.manifests.near_hashes import CHUNK, cheapest_choices, near_pairs
@@ -68,7 +68,8 @@ class DedupSettings:
         sources: names below `sequences/`; all if empty.
         roles: pictures that take part.
         against: other datasets, paths or URIs: marks what is near a picture of theirs, and nothing else.
-        memory_gb: of arrays and of DuckDB, each; the pairs found and the marks come on top, 50 bytes each.
+        memory_gb: of arrays; the hashes themselves, 24 bytes each in mapped files, and the pairs and marks that are
+            found, 50 bytes each, come on top.
         threads: all cores by default.
     """
 
@@ -155,6 +156,8 @@ def find_duplicates(dataset: Dataset, settings: DedupSettings) -> DedupSummary:
             spill=spill,
         )
         groups = group_hashes(found, low, high, boundary if others else None)
+        different = len(found.hashes)
+        del found, low, high
         with _connect(spill, settings) as database:
             _load_marks(database, [*known, *scanned], _pieces(stream), groups, settings.roles, settings.threads)
             metadata = {
@@ -168,7 +171,7 @@ def find_duplicates(dataset: Dataset, settings: DedupSettings) -> DedupSummary:
             }
             path = f"{FOLDER}/{settings.name}.parquet"
             _write(database, dataset, path, metadata, boundary)
-            return _summary(database, images - boundary, len(found.hashes), boundary, path)
+            return _summary(database, images - boundary, different, boundary, path)
 
 
 def _cores() -> int:
@@ -246,14 +249,16 @@ def _read(dataset: Dataset, shard: Shard, columns: list[str]) -> pa.Table:
 
 
 def _pieces(stream: Path) -> Iterator[NDArray[np.uint64]]:
-    hashes = mapped(stream, "<u8")
-    for start in range(0, len(hashes), CHUNK):
-        yield np.array(hashes[start : start + CHUNK], np.uint64)
+    # Read, not mapped: pages of a mapped file count as this process's memory.
+    with stream.open("rb") as file:
+        while len(piece := np.fromfile(file, np.uint64, CHUNK)):
+            yield piece
 
 
 def _connect(spill: Path, settings: DedupSettings) -> duckdb.DuckDBPyConnection:
     config: dict[str, Any] = {
-        "memory_limit": f"{int(settings.memory_gb * 1000)}MB",
+        # Some is left for the arrays that are still needed.
+        "memory_limit": f"{max(100, int(settings.memory_gb * 500))}MB",
         "temp_directory": str(spill),
         "preserve_insertion_order": False,
         "autoinstall_known_extensions": False,

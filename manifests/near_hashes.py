@@ -25,8 +25,8 @@ CHUNK = 1 << 19
 MAX_MORE_BLOCKS = 4
 MEETING_COST = 0.5
 """Of comparing two hashes, in passes over one hash."""
-_BYTES = 24
-"""A hash costs while its part is sorted: itself, and candidates among its neighbours."""
+_BYTES = 12
+"""A hash costs while its part is sorted: itself, and some for candidates among its neighbours."""
 _PART_BITS = 16
 
 
