@@ -53,7 +53,7 @@ def distinct(stream: Iterable[NDArray[np.uint64]], *, memory: int, spill: Path) 
             waiting += len(pending[-1])
             if waiting >= limit:
                 run = _run(pending, start)
-                parts = parts or _Parts(spill, run["hash"], 2 * limit)
+                parts = parts or _Parts(spill, run["hash"], limit // 2)
                 parts.add(run)
                 start, waiting, pending = start + waiting, 0, []
     if waiting:
