@@ -179,11 +179,14 @@ def _cells(text: str, form: TextFormat) -> list[list[str]]:
     """Rows of cells; blank lines are left out."""
     if not form.quoted:
         return [line.split(form.delimiter) for line in _lines(text)]
-    csv.field_size_limit(MAX_UNIT_BYTES)
+    # The limit is the whole process's: other readers rely on theirs.
+    before = csv.field_size_limit(MAX_UNIT_BYTES)
     try:
         return [row for row in csv.reader(io.StringIO(text, newline="")) if row]
     except csv.Error as error:
         raise RejectedInput(Reason.UNREADABLE, f"CSV: {error}") from error
+    finally:
+        csv.field_size_limit(before)
 
 
 def _parse_cells(
