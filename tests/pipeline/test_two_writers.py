@@ -66,9 +66,9 @@ def claims(root: Path) -> list[str]:
 
 @pytest.fixture
 def short(monkeypatch):
-    """Leases of half a second."""
+    """Leases of three seconds: long enough for a thread that a busy machine lets wait."""
     monkeypatch.setattr(lease, "BEAT_S", 0.1)
-    monkeypatch.setattr(lease, "LEASE_S", 0.6)
+    monkeypatch.setattr(lease, "LEASE_S", 3.0)
     monkeypatch.setattr(lease, "_POLL_S", 0.05)
 
 
@@ -139,7 +139,7 @@ def test_on_an_object_store_a_live_holder_is_seen_to_live(tmp_path, short):
             told = pytest.raises(FolderHeldError, match=f"process {os.getpid()}")
             with told, hold(ObjectStore(tmp_path), ["sequences/a"]):
                 pass
-        time.sleep(3 * lease.LEASE_S)  # it is renewed for as long as it is held
+        time.sleep(1.5 * lease.LEASE_S)  # it is renewed for as long as it is held
         with pytest.raises(FolderHeldError), hold(ObjectStore(tmp_path), ["sequences/a"]):
             pass
     assert claims(tmp_path) == []
