@@ -141,13 +141,6 @@ def test_pictures_go_in_and_a_prediction_comes_out(served: Served, photos: list[
         driver.find_element(By.CSS_SELECTOR, "#predict-key").click()
         wait_for(driver, "#ranking", "truth")
 
-        candidates = driver.find_element(By.CSS_SELECTOR, "#candidates input[type=number]")
-        candidates.clear()
-        candidates.send_keys("16\t")
-        driver.find_element(By.CSS_SELECTOR, "#predict-key").click()
-        wait_for(driver, "#sheet", "predicting")
-        driver.find_element(By.CSS_SELECTOR, "#stop").click()
-        wait_for(driver, "#status", "Stopped.")
         assert console_errors(driver) == []
         assert requested_hosts(driver) == {"127.0.0.1"}
 
