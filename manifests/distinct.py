@@ -43,7 +43,6 @@ def distinct(stream: Iterable[NDArray[np.uint64]], *, memory: int, spill: Path) 
         spill: folder for intermediate files and the result.
     """
     limit = max(_MIN_ROWS, memory // _BYTES)
-    runs: list[NDArray[np.void]] = []
     parts: _Parts | None = None
     pending: list[NDArray[np.uint64]] = []
     start = waiting = 0
@@ -56,15 +55,12 @@ def distinct(stream: Iterable[NDArray[np.uint64]], *, memory: int, spill: Path) 
                 parts = parts or _Parts(spill, run["hash"], limit // 2)
                 parts.add(run)
                 start, waiting, pending = start + waiting, 0, []
-    if waiting:
-        runs.append(_run(pending, start))
+    last = [_run(pending, start)] if waiting else []
     if parts is None:
-        merged: Iterable[NDArray[np.void]] = runs
-    else:
-        for run in runs:
-            parts.add(run)
-        merged = parts.merged()
-    return _stored(merged, spill)
+        return _stored(last, spill)
+    for run in last:
+        parts.add(run)
+    return _stored(parts.merged(), spill)
 
 
 def _run(pieces: list[NDArray[np.uint64]], start: int) -> NDArray[np.void]:

@@ -74,14 +74,7 @@ def _greedy(found: Distinct, a: Numbers, b: Numbers) -> tuple[Numbers, Numbers]:
     chosen = first_leaders(low[by_high], high[by_high], len(nodes))
     leader_of_node = nodes[order][chosen][rank]
 
-    several = np.concatenate(
-        [np.empty(0, np.int64)]
-        + [
-            start + np.flatnonzero(found.counts[start : start + _BATCH] > 1)
-            for start in range(0, len(found.counts), _BATCH)
-        ]
-    )
-    members = np.union1d(nodes, several)
+    members = np.union1d(nodes, np.flatnonzero(found.counts > 1))
     leaders = members.copy()
     leaders[np.searchsorted(members, nodes)] = leader_of_node
     _, group = np.unique(leaders, return_inverse=True)
@@ -101,13 +94,7 @@ def _near_known(found: Distinct, a: Numbers, b: Numbers, boundary: int) -> tuple
     pairs = pairs[order]
     starts = np.flatnonzero(np.diff(pairs[:, 1], prepend=-1))
     leaders, members = pairs[starts, 0], pairs[starts, 1]
-    own = np.concatenate(
-        [np.empty(0, np.int64)]
-        + [
-            start + np.flatnonzero(found.first[start : start + _BATCH] < boundary)
-            for start in range(0, len(found.first), _BATCH)
-        ]
-    )
+    own = np.flatnonzero(found.first < boundary)
     members, leaders = np.concatenate([members, own]), np.concatenate([leaders, own])
     order = np.argsort(members)
     return members[order], leaders[order]

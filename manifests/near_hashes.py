@@ -9,7 +9,7 @@ each. What does not fit in memory is first parted on disk by the leading bits.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -45,13 +45,13 @@ class BlockChoice:
     kept_bits: int
 
     def arrange(self, hashes: Hashes) -> Hashes:
-        return _move(hashes, [(low, bits, to) for low, bits, to in self.moves])
+        return _move(hashes, self.moves)
 
     def restore(self, arranged: Hashes) -> Hashes:
-        return _move(arranged, [(to, bits, low) for low, bits, to in self.moves])
+        return _move(arranged, ((to, bits, low) for low, bits, to in self.moves))
 
 
-def _move(hashes: Hashes, moves: list[tuple[int, int, int]]) -> Hashes:
+def _move(hashes: Hashes, moves: Iterable[tuple[int, int, int]]) -> Hashes:
     moved = np.zeros_like(hashes)
     for low, bits, to in moves:
         moved |= ((hashes >> np.uint64(low)) & np.uint64((1 << bits) - 1)) << np.uint64(to)
@@ -140,8 +140,8 @@ def _parts(hashes: Hashes, choice: BlockChoice, rows: int, spill: Path) -> Itera
     """The rearranged hashes, unsorted, in parts of about `rows` such that candidates are in one part."""
     if len(hashes) <= rows:
         whole = np.empty(len(hashes), np.uint64)
-        for start in range(0, len(hashes), CHUNK):
-            whole[start : start + CHUNK] = choice.arrange(np.asarray(hashes[start : start + CHUNK]))
+        for number, chunk in enumerate(_chunks(hashes)):
+            whole[number * CHUNK : number * CHUNK + len(chunk)] = choice.arrange(chunk)
         yield whole
         return
     bins = min(choice.kept_bits, _PART_BITS)
