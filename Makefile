@@ -96,7 +96,7 @@ train: setup ## Train a transformer on the dataset OUT into RUN, by CONFIG (conf
 JOBS ?= 2
 .PHONY: test
 test: setup lint ## Lint and the fast tests, JOBS files at a time
-	$(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist loadfile --max-worker-restart 1 $(ARGS)
 
 .PHONY: test-slow
 test-slow: setup ## The heavier checks too
