@@ -185,6 +185,7 @@ def _sequences(kind: Kind, shard: int, rng: np.random.Generator) -> pa.Table:
             for name in ("widths", "heights")
         },
         "phashes": _lists(pa.array(_hashes(rng, images)), each),
+        "digests": _lists(pa.array(rng.integers(0, 2**64, images, dtype=np.uint64)), each),
         "offset": pa.array(np.cumsum(lengths) - lengths),
         "length": pa.array(lengths),
     }

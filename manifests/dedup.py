@@ -1,10 +1,12 @@
-"""Near-duplicates over a whole dataset, by the 64-bit perceptual hashes in its manifests: marked, never deleted.
+"""Near and exact duplicates over a whole dataset, by the 64-bit hashes in its manifests: marked, never deleted.
 
 In the order of sources, shards and rows an image joins the group of the first representative within `bits` bits of it,
 or else becomes one itself. So every marked image is within `bits` of the one that stays, and no two that stay are.
 Against evaluation sets (decontamination) it is simpler: an image is marked if it is within `bits` of any of theirs.
 Pairs are found exactly (`uvd.manifests.near_hashes`); equal hashes count once, so a hash that 100,000 flat images share
-costs nothing. Memory is bounded by the settings: hashes lie in files, what does not fit is parted on disk.
+costs nothing. Exact duplicates are found the same way, by digests equal in all bits; a perceptual hash must be equal
+too, for among billions of pictures two digests of 64 bits may agree by chance. Memory is bounded by the settings:
+hashes lie in files, what does not fit is parted on disk.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ MARKS = pa.schema(
         pa.field("origin", pa.string(), False),
         pa.field("group", pa.int64(), False),  # in the order of the representatives
         pa.field("distance", pa.int8(), False),  # differing bits to the representative
+        pa.field("exact", pa.bool_(), False),  # the very bytes of the representative, by digest and perceptual hash
         pa.field(
             "representative", pa.string(), False
         ),  # key of the image that stays, after `URI#` if of another dataset
@@ -65,6 +68,7 @@ class DedupSettings:
 
     Attributes:
         bits: differing bits up to which two pictures are near-duplicates, 0 to 8.
+        exact: marks equal bytes alone, whatever `bits` is.
         sources: names below `sequences/`; all if empty.
         roles: pictures that take part.
         against: other datasets, paths or URIs: marks what is near a picture of theirs, and nothing else.
@@ -74,11 +78,22 @@ class DedupSettings:
     """
 
     bits: int = 3
+    exact: bool = False
     sources: tuple[str, ...] = ()
     roles: tuple[str, ...] = ("image",)
     against: tuple[str, ...] = ()
     memory_gb: float = 4.0
     threads: int | None = None
+
+    @property
+    def column(self) -> str:
+        """Of the manifests, whose hashes are compared."""
+        return "digests" if self.exact else "phashes"
+
+    @property
+    def differing(self) -> int:
+        """Bits of those hashes."""
+        return 0 if self.exact else self.bits
 
     @property
     def memory_bytes(self) -> int:
@@ -87,7 +102,7 @@ class DedupSettings:
     @property
     def name(self) -> str:
         """Of the pass: its sources, and what they are held against."""
-        own = "+".join(sorted(set(self.sources))) or "all"
+        own = ("+".join(sorted(set(self.sources))) or "all") + ("-exact" if self.exact else "")
         others = "+".join(Path(plain_uri(uri)).name for uri in self.against)
         return f"{own}-against-{others}" if others else own
 
@@ -101,7 +116,8 @@ class DedupSummary:
         hashes: different ones, with those of evaluation sets.
         groups: of two images or more; against evaluation sets, their pictures that have a near one.
         marked: images that are not their group's representative.
-        equal: those of them with the representative's very hash.
+        equal: those of them with the representative's very perceptual hash.
+        exact: those of them with its very bytes.
         largest: (representative's key, images) of the largest groups.
         path: of the file, relative to the dataset.
     """
@@ -111,6 +127,7 @@ class DedupSummary:
     groups: int
     marked: int
     equal: int
+    exact: int
     largest: tuple[tuple[str, int], ...]
     path: str
 
@@ -149,8 +166,8 @@ def find_duplicates(dataset: Dataset, settings: DedupSettings) -> DedupSummary:
         sample = found.hashes[np.linspace(0, len(found.hashes) - 1, _SAMPLE).astype(np.int64)]
         low, high = near_pairs(
             found.hashes,
-            cheapest_choices(settings.bits, np.unique(sample), len(found.hashes)) if settings.bits else [],
-            settings.bits,
+            cheapest_choices(settings.differing, np.unique(sample), len(found.hashes)) if settings.differing else [],
+            settings.differing,
             memory=settings.memory_bytes,
             threads=settings.threads or _cores(),
             spill=spill,
@@ -159,10 +176,11 @@ def find_duplicates(dataset: Dataset, settings: DedupSettings) -> DedupSummary:
         different = len(found.hashes)
         del found, low, high
         with _connect(spill, settings) as database:
-            _load_marks(database, [*known, *scanned], _pieces(stream), groups, settings.roles, settings.threads)
+            _load_marks(database, [*known, *scanned], _pieces(stream), groups, settings)
             metadata = {
                 "kind": "dedup",
-                "bits": settings.bits,
+                "bits": settings.differing,
+                "exact": settings.exact,
                 "sources": sources,
                 "roles": sorted(settings.roles),
                 "against": [[other.uri, manifests_fingerprint(other, other.sources())] for other in others],
@@ -229,7 +247,7 @@ def _collect(
     with ThreadPoolExecutor(2 * (settings.threads or _cores())) as pool, stream.open("ab") as file:
         for dataset, prefix, shard in shards:
             while len(waiting) < _AHEAD and (following := next(todo, None)) is not None:
-                waiting.append(pool.submit(_shard_hashes, following[0], following[2], settings.roles))
+                waiting.append(pool.submit(_shard_hashes, following[0], following[2], settings))
             hashes = waiting.popleft().result()
             hashes.tofile(file)
             scanned.append(_Scanned(dataset, prefix, shard, start, start + len(hashes)))
@@ -237,10 +255,10 @@ def _collect(
     return scanned
 
 
-def _shard_hashes(dataset: Dataset, shard: Shard, roles: Sequence[str]) -> NDArray[np.uint64]:
-    table = _read(dataset, shard, ["roles", "phashes"])
-    wanted = pc.is_in(table["roles"].combine_chunks().flatten(), value_set=pa.array(list(roles), pa.string()))
-    return np.asarray(table["phashes"].combine_chunks().flatten().filter(wanted), np.uint64)
+def _shard_hashes(dataset: Dataset, shard: Shard, settings: DedupSettings) -> NDArray[np.uint64]:
+    table = _read(dataset, shard, ["roles", settings.column])
+    wanted = pc.is_in(table["roles"].combine_chunks().flatten(), value_set=pa.array(settings.roles, pa.string()))
+    return np.asarray(table[settings.column].combine_chunks().flatten().filter(wanted), np.uint64)
 
 
 def _read(dataset: Dataset, shard: Shard, columns: list[str]) -> pa.Table:
@@ -276,34 +294,43 @@ def _load_marks(
     scanned: list[_Scanned],
     pieces: Iterator[NDArray[np.uint64]],
     groups: Groups,
-    roles: Sequence[str],
-    threads: int | None,
+    settings: DedupSettings,
 ) -> None:
-    """`marks`: a row an image of a group, with its place in the stream and that of its representative."""
+    """`images`: a row an image of a group, with its place in the stream and that of its representative.
+
+    `marks`: the same beside the representative's, with what tells them apart.
+    """
     places, members = groups.images(pieces)
     shards = np.searchsorted(np.array([item.start for item in scanned]), places, side="right") - 1
     bounds = np.searchsorted(shards, np.arange(len(scanned) + 1))
     database.execute(
-        'create table marks (place bigint, leader bigint, "group" bigint, distance tinyint, '
-        "key varchar, image smallint, origin varchar)"
+        'create table images (place bigint, leader bigint, "group" bigint, key varchar, image smallint, '
+        "origin varchar, phash ubigint, digest ubigint)"
+    )
+    database.execute(
+        'create view marks as select m.place, m.leader, m."group", m.key, m.image, m.origin, r.key representative, '
+        "r.image representative_image, bit_count(xor(m.phash, r.phash))::tinyint distance, "
+        "m.phash = r.phash and m.digest = r.digest exact from images m join images r on m.leader = r.place"
+        # Digests that are equal by chance, and the groups that they alone made, are none.
+        + (" where m.phash = r.phash qualify count(*) over (partition by m.leader) > 1" if settings.exact else "")
     )
 
     def read(number: int) -> pa.Table:
         inside = slice(int(bounds[number]), int(bounds[number + 1]))
-        return _marks_of_shard(scanned[number], places[inside], members[inside], groups, roles)
+        return _marks_of_shard(scanned[number], places[inside], members[inside], groups, settings.roles)
 
-    with ThreadPoolExecutor(threads or _cores()) as pool:
+    with ThreadPoolExecutor(settings.threads or _cores()) as pool:
         hit = np.flatnonzero(np.diff(bounds)).tolist()
         for first in range(0, len(hit), _AHEAD):
             database.register("found", pa.concat_tables(list(pool.map(read, hit[first : first + _AHEAD]))))
-            database.execute("insert into marks from found")
+            database.execute("insert into images from found")
             database.unregister("found")
 
 
 def _marks_of_shard(
     item: _Scanned, places: NDArray[np.int64], members: NDArray[np.int64], groups: Groups, roles: Sequence[str]
 ) -> pa.Table:
-    manifest = _read(item.dataset, item.shard, ["key", "roles", "origins"])
+    manifest = _read(item.dataset, item.shard, ["key", "roles", "origins", "phashes", "digests"])
     lists = manifest["roles"].combine_chunks()
     wanted = pc.is_in(lists.flatten(), value_set=pa.array(list(roles), pa.string()))
     rows = np.asarray(pc.list_parent_indices(lists))
@@ -315,10 +342,12 @@ def _marks_of_shard(
             "place": places,
             "leader": groups.leader_places[members],
             "group": groups.numbers[members],
-            "distance": groups.distances[members],
             "key": keys,
             "image": image[kept].astype(np.int16),
-            "origin": manifest["origins"].combine_chunks().flatten().take(pa.array(kept)),
+            **{
+                name: manifest[f"{name}s" if name != "phash" else "phashes"].combine_chunks().flatten().take(kept)
+                for name in ("origin", "phash", "digest")
+            },
         }
     )
 
@@ -339,20 +368,20 @@ def _write(
 
 
 def _rows(database: duckdb.DuckDBPyConnection, boundary: int) -> Iterator[pa.RecordBatch]:
+    columns = ", ".join(f'"{name}"' for name in MARKS.names)
     yield from database.sql(
-        'select m.key, m.image, m.origin, m."group", m.distance, r.key representative, r.image representative_image '
-        f'from marks m join marks r on m.leader = r.place where m.place >= {boundary} order by m."group", m.place'
+        f'select {columns} from marks where place >= {boundary} order by "group", place'
     ).to_arrow_reader(_BATCH_ROWS)
 
 
 def _summary(database: duckdb.DuckDBPyConnection, images: int, hashes: int, boundary: int, path: str) -> DedupSummary:
     own = f"from marks where place >= {boundary}"
-    ((groups, marked, equal),) = database.sql(
+    ((groups, marked, equal, exact),) = database.sql(
         'select count(distinct "group"), count(*) filter (place <> leader), '
-        f"count(*) filter (distance = 0 and place <> leader) {own}"
+        "count(*) filter (distance = 0 and place <> leader), count(*) filter (exact and place <> leader) " + own
     ).fetchall()
     largest = database.sql(
-        "select r.key, count(*)::bigint images from marks m join marks r on m.leader = r.place "
-        f"where m.place >= {boundary} group by r.place, r.key order by images desc, r.place limit {_LARGEST}"
+        f"select representative, count(*)::bigint images {own} "
+        f"group by leader, representative order by images desc, leader limit {_LARGEST}"
     ).fetchall()
-    return DedupSummary(images, hashes, groups, marked, equal, tuple(largest), path)
+    return DedupSummary(images, hashes, groups, marked, equal, exact, tuple(largest), path)

@@ -22,13 +22,11 @@ class Groups:
         hashes: `(n,)` uint64, ascending.
         leader_places: `(n,)` int64, place in the stream of the image that represents each.
         numbers: `(n,)` int64, of its group, in the order of those places.
-        distances: `(n,)` int8, bits that differ from the representative's hash.
     """
 
     hashes: NDArray[np.uint64]
     leader_places: Numbers
     numbers: Numbers
-    distances: NDArray[np.int8]
 
     def images(self, pieces: Iterable[NDArray[np.uint64]]) -> tuple[Numbers, Numbers]:
         """Places in the stream of the images with these hashes, ascending, and which hash each has."""
@@ -57,9 +55,7 @@ def group_hashes(
     members, leaders = _greedy(found, a, b) if boundary is None else _near_known(found, a, b, boundary)
     first = found.first[leaders]
     _, numbers = np.unique(first, return_inverse=True)
-    hashes = found.hashes[members]
-    distances = np.bitwise_count(hashes ^ found.hashes[leaders]).astype(np.int8)
-    return Groups(np.asarray(hashes), np.asarray(first), numbers.astype(np.int64), distances)
+    return Groups(np.asarray(found.hashes[members]), np.asarray(first), numbers.astype(np.int64))
 
 
 def _greedy(found: Distinct, a: Numbers, b: Numbers) -> tuple[Numbers, Numbers]:

@@ -82,7 +82,7 @@ def read_duplicates(dataset: Dataset, name: str) -> Duplicates:
             for source, sequences in _marked(batch).items():
                 found.setdefault(source, []).append(sequences)
     marked = {source: np.sort(np.concatenate(parts)) for source, parts in found.items()}
-    made = f"{fingerprint} {metadata['bits']} {' '.join(metadata['roles'])}"
+    made = f"{fingerprint} {metadata['bits']} {metadata['exact']} {' '.join(metadata['roles'])}"
     return Duplicates(name, made, frozenset(metadata["roles"]), bool(metadata["against"]), marked)
 
 

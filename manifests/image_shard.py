@@ -62,11 +62,12 @@ class ImageShardWriter:
         key = f"{self._source}-{self._shard.name}-{len(self._rows):06d}"
         sequence = replace(sequence, key=key, source=self._source)
         start = self._tar.bytes
+        digests = []
         for index, picture in enumerate(sequence.pictures):
-            if picture.drawn or self._lossless:
-                self._tar.add(f"{key}.{index:02d}.png", codec.encode_png(picture.pixels))
-            else:
-                self._tar.add(f"{key}.{index:02d}.jpg", codec.encode_jpeg(picture.pixels))
+            lossless = picture.drawn or self._lossless
+            data = codec.encode_png(picture.pixels) if lossless else codec.encode_jpeg(picture.pixels)
+            self._tar.add(f"{key}.{index:02d}.{'png' if lossless else 'jpg'}", data)
+            digests.append(codec.digest(data))
         description = {
             "source": self._kind,
             "layout": sequence.layout,
@@ -74,11 +75,11 @@ class ImageShardWriter:
             "split": sequence.split,
         }
         self._tar.add(f"{key}.json", json.dumps(description, sort_keys=True).encode())
-        self._rows.append(self._row(sequence, start))
+        self._rows.append(self._row(sequence, digests, start))
         self._used |= sequence.inputs
         return sequence
 
-    def _row(self, sequence: VisualSequence, start: int) -> dict[str, Any]:
+    def _row(self, sequence: VisualSequence, digests: list[int], start: int) -> dict[str, Any]:
         pictures = sequence.pictures
         return {
             "key": sequence.key,
@@ -93,6 +94,7 @@ class ImageShardWriter:
             "widths": [picture.size[0] for picture in pictures],
             "heights": [picture.size[1] for picture in pictures],
             "phashes": [phash(picture.pixels) for picture in pictures],
+            "digests": digests,
             "inputs": sorted(sequence.inputs),
             "offset": start,
             "length": self._tar.bytes - start,

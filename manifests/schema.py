@@ -34,6 +34,7 @@ SEQUENCES = pa.schema(
         pa.field("widths", pa.list_(pa.int32()), False),  # of the raw image, in pixels
         pa.field("heights", pa.list_(pa.int32()), False),
         pa.field("phashes", pa.list_(pa.uint64()), False),
+        pa.field("digests", pa.list_(pa.uint64()), False),  # of each stored file's bytes, `codec.digest`
         pa.field("inputs", pa.list_(pa.int32()), False),  # planned inputs of the shard that went in
         pa.field("offset", pa.int64(), False),  # span of the sequence's members in the tar, headers included
         pa.field("length", pa.int64(), False),

@@ -288,6 +288,7 @@ def _duplicates(dataset: Dataset, counted: Survey) -> list[dict[str, Any]]:
             {
                 "pass": name.removesuffix(".parquet"),
                 "bits": metadata["bits"],
+                "exact": metadata["exact"],
                 "roles": ", ".join(metadata["roles"]),
                 "groups": groups,
                 "duplicates": marked,
@@ -310,7 +311,8 @@ def _read_pass(dataset: Dataset, path: str) -> tuple[int, int, dict[str, Any]]:
             rows, parts = marks.metadata.num_rows, marks.metadata.num_row_groups
             # Groups are numbered in the order of the rows.
             groups = 1 + pc.max(marks.read_row_group(parts - 1, ["group"])["group"]).as_py() if rows else 0
-            return groups, rows - groups, {name: metadata[name] for name in ("bits", "roles", "sources", "manifests")}
+            kept = {name: metadata[name] for name in ("bits", "exact", "roles", "sources", "manifests")}
+            return groups, rows - groups, kept
     except (OSError, pa.ArrowException, ValueError, KeyError) as error:
         raise DatasetError(f"{path} was not written by `uvd dedup` ({error}): delete it, or run that again") from error
 

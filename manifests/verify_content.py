@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from uvd.manifests.codec import CodecError, decode
+from uvd.manifests.codec import CodecError, decode, digest
 from uvd.manifests.dataset import Dataset, Shard
 from uvd.manifests.tar import BLOCK, Member, TarError, header, iter_members
 from uvd.manifests.token_shard import TOKEN_BYTES, decode_histogram, iter_rows
@@ -118,7 +118,9 @@ def _sequence(row: dict[str, Any], members: list[Member | None]) -> Iterator[Pro
     described = {"source": row["source"], "layout": row["layout"], "roles": row["roles"], "split": row["split"]}
     if _json(present[-1].data) != described:
         yield Kind.MEMBERS, f"{key}: its JSON does not say what the manifest says"
-    for member, expected in zip(present[:-1], row["phashes"], strict=True):
+    for member, expected, stored in zip(present[:-1], row["phashes"], row["digests"], strict=True):
+        if digest(member.data) != stored:
+            yield Kind.PIXELS, f"{member.name}: its digest is not the manifest's"
         extension = member.name.rpartition(".")[2]
         try:
             pixels = decode(member.data, extension)

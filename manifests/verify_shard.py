@@ -159,7 +159,11 @@ def _counts(table: pa.Table, metadata: dict[str, Any]) -> Iterator[Problem]:
         yield Kind.COUNTS, f"manifest has {images.sum()} images, its metadata says {metadata['images']}"
     if ((images < 1) | (images > MAX_IMAGES)).any():
         yield Kind.COUNTS, f"a sequence does not have 1 to {MAX_IMAGES} images"
-    lists = ("roles", "origins", "indices", "widths", "heights", "phashes") if "roles" in table.column_names else ()
+    lists = (
+        ("roles", "origins", "indices", "widths", "heights", "phashes", "digests")
+        if "roles" in table.column_names
+        else ()
+    )
     for name in lists:
         if name in table.column_names and (pc.list_value_length(table[name]).to_numpy() != images).any():
             yield Kind.COUNTS, f"num_images and the number of {name} differ"

@@ -1,4 +1,4 @@
-"""The command that looks for near-duplicates: `uvd dedup`."""
+"""The command that looks for duplicates: `uvd dedup`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def dedup(
     dataset: DatasetOption,
     source: Annotated[list[str] | None, typer.Option(help="Source to compare, repeatable; all by default.")] = None,
     bits: Annotated[int, typer.Option(min=0, max=8, help="Of 64, that near-duplicates differ in at most.")] = 3,
+    exact: Annotated[bool, typer.Option("--exact", help="Equal stored bytes alone, no near-duplicates.")] = False,
     roles: Annotated[list[str] | None, typer.Option(help="Pictures that take part, repeatable; `image`.")] = None,
     against: Annotated[
         list[str] | None,
@@ -25,7 +26,8 @@ def dedup(
 ) -> None:
     """Mark near-duplicates by the perceptual hashes in the manifests, over all shards at once.
 
-    Nothing is deleted: the groups are written to DATASET/dedup/all.parquet, or to one named after the sources.
+    Nothing is deleted: the groups are written to DATASET/dedup/all.parquet, or to one named after the sources. Its
+    column `exact` tells pictures of the same bytes; with --exact only those are looked for, into all-exact.parquet.
 
     With --against it is all-against-… instead: every picture near one of an evaluation set. `duplicates: NAME` in the
     config of `uvd train` leaves out what a pass has marked, `uvd tokenize --duplicates NAME` too.
@@ -34,12 +36,15 @@ def dedup(
 
         uvd dedup --dataset ~/uvd-data --source laion
 
+        uvd dedup --dataset ~/uvd-data --exact
+
         uvd dedup --dataset ~/uvd-data --against ~/kinetics-val --bits 6
     """
     from uvd.manifests.dedup import DedupSettings, find_duplicates
 
     settings = DedupSettings(
         bits=bits,
+        exact=exact,
         sources=tuple(source or ()),
         roles=tuple(roles or ("image",)),
         against=tuple(against or ()),
@@ -51,8 +56,8 @@ def dedup(
     console = Console()
     for line in (
         f"{found.images:,} images, {found.hashes:,} different hashes",
-        f"{found.groups:,} groups; {found.marked:,} images ({share:.2f} %) are near-duplicates of one that stays, "
-        f"{found.equal:,} of them with an equal hash",
+        f"{found.groups:,} groups; {found.marked:,} images ({share:.2f} %) are {'' if exact else 'near-'}duplicates of "
+        f"one that stays, {found.equal:,} of them with its perceptual hash, {found.exact:,} with its very bytes",
         *(f"  {images:,} images like {key}" for key, images in found.largest),
         f"wrote {dataset}/{found.path}; no image was removed",
     ):

@@ -35,7 +35,7 @@ TITLES = {
     "reject_datasets": "Rejected inputs by dataset",
     "tokens": "Tokens",
     "codebook": "Codebook use",
-    "duplicates": "Near-duplicates marked by `uvd dedup`",
+    "duplicates": "Duplicates marked by `uvd dedup`",
     "costs": "Throughput and cost by stage, of all runs",
 }
 DECIMALS_TO = 10_000

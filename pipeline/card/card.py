@@ -35,7 +35,7 @@ TITLES = {
     "reject_hosts": "Hosts with most rejected inputs",
     "tokens": "Tokens",
     "codebook": "Codebook use",
-    "duplicates": "Near-duplicates marked",
+    "duplicates": "Duplicates marked",
     "costs": "Throughput by stage",
 }
 FACETS = ("source", "dataset", "layout", "split", "role")

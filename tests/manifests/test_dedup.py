@@ -27,7 +27,14 @@ def flipped(value: int, bits: int, rng: np.random.Generator) -> int:
     return value
 
 
-def write_shard(dataset: Dataset, source: str, shard: int, hashes: list[list[int]], role: str = "image") -> None:
+def write_shard(
+    dataset: Dataset,
+    source: str,
+    shard: int,
+    hashes: list[list[int]],
+    role: str = "image",
+    digests: list[list[int]] | None = None,
+) -> None:
     """A manifest of sequences with these hashes; there need be no tar for what is tested here."""
     name = f"{source}-{shard:06d}"
     rows = [
@@ -44,6 +51,7 @@ def write_shard(dataset: Dataset, source: str, shard: int, hashes: list[list[int
             "widths": [300] * len(images),
             "heights": [300] * len(images),
             "phashes": images,
+            "digests": (digests or hashes)[index],
             "inputs": [index],
             "offset": 0,
             "length": 0,
@@ -284,6 +292,32 @@ def test_against_an_evaluation_set_all_that_is_near_it_is_marked_and_nothing_els
     assert {key: name for key, (name, _) in marks.items()} == expected
     assert (found.images, found.marked) == (len(hashes), len(expected))
     assert all(distance <= bits for _, distance in marks.values())
+
+
+def test_exact_duplicates_are_those_of_equal_bytes(tmp_path):
+    """Near-duplicates are told apart; looking for exact ones alone finds no others, equal digests by chance neither."""
+    dataset = make(tmp_path, [])
+    hashes = [[5], [5], [4], [5], [0xFFFF << 30], [0xFFFF << 46], [9 << 50], [9 << 50]]
+    digests = [[70], [71], [70], [70], [80], [80], [90], [90]]
+    write_shard(dataset, "laion", 0, hashes, digests=digests)
+    near = find_duplicates(dataset, DedupSettings())
+    exact = {row["key"][-1]: row["exact"] for row in read_marks(dataset)[0].to_pylist()}
+    assert exact == {"0": True, "1": False, "2": False, "3": True, "6": True, "7": True}
+    assert (near.groups, near.marked, near.equal, near.exact) == (2, 4, 3, 2)
+
+    found = find_duplicates(dataset, DedupSettings(exact=True))
+    marks, metadata = read_marks(dataset, "all-exact")
+    groups = [(row["key"][-1], row["representative"][-1], row["exact"]) for row in marks.to_pylist()]
+    assert groups == [("0", "0", True), ("3", "0", True), ("6", "6", True), ("7", "6", True)]
+    assert (found.groups, found.marked, found.equal, found.exact) == (2, 2, 2, 2)
+    assert (found.path, metadata["exact"], metadata["bits"]) == ("dedup/all-exact.parquet", True, 0)
+
+
+def test_exact_duplicates_of_an_evaluation_set(tmp_path):
+    dataset, other = make(tmp_path, [1, 2, 3]), evaluation_set(tmp_path, [4, 2])
+    found = find_duplicates(dataset, DedupSettings(exact=True, against=(other.uri,)))
+    assert (found.groups, found.marked, found.path) == (1, 1, "dedup/all-exact-against-eval.parquet")
+    assert set(marked(dataset, "all-exact-against-eval")) == {"laion-000000-000001"}
 
 
 @pytest.mark.slow

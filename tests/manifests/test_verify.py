@@ -173,6 +173,13 @@ def test_the_hash_of_a_drawn_picture_is_that_of_its_pixels(root):
     assert found(root) == [(f"{IMAGES}/000002", "pixels")]
 
 
+def test_the_digest_of_a_picture_is_that_of_its_bytes(root):
+    digests = pq.read_table(root / f"{IMAGES}/000002.parquet")["digests"].to_pylist()
+    digests[0][0] ^= 1
+    rewrite(root, f"{IMAGES}/000002", {"digests": digests})
+    assert found(root) == [(f"{IMAGES}/000002", "pixels")]
+
+
 def _array(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Members], Members]:
     def apply(members: Members) -> Members:
         tokens = np.lib.format.read_array(io.BytesIO(members[0][1]), allow_pickle=False)

@@ -32,7 +32,13 @@ def write(dataset: Dataset, shard: int, roles: str = "image") -> None:
             "split": "train",
         }
         row |= {"num_images": number, "roles": [roles] * number, "origins": ["o"] * number, "indices": [None] * number}
-        row |= {"widths": [9] * number, "heights": [9] * number, "phashes": hashes, "inputs": [index]}
+        row |= {
+            "widths": [9] * number,
+            "heights": [9] * number,
+            "phashes": hashes,
+            "digests": hashes,
+            "inputs": [index],
+        }
         rows.append(row | {"offset": 0, "length": 0})
     image_manifest = schema.to_parquet(rows, schema.SEQUENCES, {"tar_sha256": f"{shard} {roles}"})
     dataset.storage.put(f"sequences/a-b/{shard:06d}.parquet", image_manifest)
@@ -83,7 +89,9 @@ def test_one_picture_of_an_evaluation_set_is_enough(dataset: Dataset, tmp_path: 
     row = {"key": "a-b-000000-000000", "source": "laion", "dataset": "d", "layout": "l", "split": "test"}
     row |= {"num_images": 1, "roles": ["image"], "origins": ["o"], "indices": [None], "widths": [9], "heights": [9]}
     manifest = schema.to_parquet(
-        [row | {"phashes": [C ^ 1], "inputs": [0], "offset": 0, "length": 0}], schema.SEQUENCES, {"tar_sha256": "x"}
+        [row | {"phashes": [C ^ 1], "digests": [1], "inputs": [0], "offset": 0, "length": 0}],
+        schema.SEQUENCES,
+        {"tar_sha256": "x"},
     )
     other.storage.put("sequences/a-b/000000.parquet", manifest)
     find_duplicates(dataset, DedupSettings(against=(other.uri,)))
