@@ -29,6 +29,7 @@ from uvd.manifests.image_shard import read_sequence
 from uvd.manifests.sheet import contact_sheet, save_png
 from uvd.manifests.stats import query
 from uvd.pipeline.demo import gallery_images, gallery_objects, published_forms
+from uvd.pipeline.demo.encoding import ordinary_scheduling
 from uvd.pipeline.demo.packages import HED, fetch_packages
 from uvd.pipeline.demo.scenes import CLIP
 from uvd.pipeline.ingest import ingest
@@ -220,7 +221,7 @@ def _prepare(clip: SampleClip, cache: Path, target: Path) -> None:
 def transcode(source: Path, target: Path, encoder: str, options: dict[str, str]) -> None:
     """Encodes all frames again, scaled down to 270 lines, 8 bit, at the rate of the source."""
     os.environ.setdefault(*SVT_QUIET)
-    with av.open(str(source)) as read, av.open(str(target), "w") as written:
+    with ordinary_scheduling(), av.open(str(source)) as read, av.open(str(target), "w") as written:
         video = read.streams.video[0]
         height = min(video.height, TRANSCODED_HEIGHT) // 2 * 2
         stream: Any = written.add_stream(encoder, rate=video.average_rate, options=options)

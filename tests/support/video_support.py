@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from uvd.manifests import Dataset
 from uvd.manifests.verify import verify
 from uvd.pipeline.config import config_entry
+from uvd.pipeline.demo.encoding import ordinary_scheduling
 from uvd.pipeline.ingest import make_shard, plan
 from uvd.sequences import Example, Reject, Seeds
 from uvd.sources import video
@@ -98,7 +99,7 @@ def write_clip(
         turned: counter-clockwise degrees in the display matrix.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
+    with ordinary_scheduling(), av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=dict(options or {}))
         stream.width, stream.height = size
         stream.pix_fmt = pix_fmt
