@@ -20,7 +20,8 @@ PACKAGES := sequences renderers sources manifests tokenize pipeline trainer benc
 
 .PHONY: help
 help: ## List the targets
-	@sed 's/^$$(SOURCES):/$(SOURCES):/' $(firstword $(MAKEFILE_LIST)) | grep -E '^[a-z][a-z -]*:.*##' \
+	@sed 's/^$$(SOURCES):/$(SOURCES):/; s/^$$(SUBMITS): submit-%:/submit-laion submit-images and so on:/' \
+	  $(firstword $(MAKEFILE_LIST)) | grep -E '^[a-z][a-z -]*:.*##' \
 	  | sed -E 's/:[^#]*## /\t/' | expand -t 74
 	@echo
 	@echo 'Example: make video INPUT=~/clips OUT=~/uvd-data && make tokenize stats OUT=~/uvd-data'
@@ -71,6 +72,10 @@ $(SOURCES): setup ## Ingest INPUT into the dataset OUT
 tokenize: setup ## Tokenize the dataset OUT with TOKENIZER
 	$(UVD) tokenize --dataset '$(OUT)' --tokenizer '$(TOKENIZER)' $(ARGS)
 
+.PHONY: build
+build: setup ## Several sources and their tokens in one pass, by CONFIG (see configs/build.yaml), into OUT
+	$(UVD) build --config $(or $(CONFIG),configs/build.yaml) --out '$(OUT)' $(ARGS)
+
 POOLS ?= runs/uvd-small-pools
 .PHONY: tokenizer
 tokenizer: setup ## Rebuild the embedded tokenizer: fetch its sample packages, make the pools, train (about 2 hours)
@@ -90,6 +95,35 @@ verify: setup ## Check every byte of the dataset OUT
 .PHONY: train
 train: setup ## Train a transformer on the dataset OUT into RUN, by CONFIG (configs/tiny.yaml)
 	$(UVD) train --config $(or $(CONFIG),configs/tiny.yaml) --dataset '$(OUT)' --out '$(RUN)' $(ARGS)
+
+# --- the same on a Ray cluster: make submit-SOURCE ADDRESS=http://HEAD:8265 INPUT=… DATASET=… [CONFIG=…] [ARGS=…] -------
+# SUBMIT has the options of the submission itself, such as SUBMIT="--no-follow --env AWS_PROFILE" (docs/jobs.md).
+ADDRESS ?=
+DATASET ?=
+SUBMIT ?=
+SUBMITS := $(addprefix submit-,$(SOURCES))
+SEND = $(UVD) jobs submit $(if $(ADDRESS),--address '$(ADDRESS)') $(SUBMIT) --
+
+.PHONY: $(SUBMITS)
+$(SUBMITS): submit-%: setup ## Ingest INPUT into DATASET on the cluster at ADDRESS
+	@test -n '$(DATASET)' -a -n '$(INPUT)' || { echo 'usage: make $@ ADDRESS=http://HEAD:8265 INPUT=place DATASET=place [NAME=name] [CONFIG=yaml] [ARGS="--set key=value …"] [SUBMIT=--no-follow]'; exit 2; }
+	$(SEND) ingest $* --config $(or $(CONFIG),configs/$*.yaml) --out '$(DATASET)' --set 'input="$(INPUT)"' \
+	  $(if $(NAME),--set name=$(NAME) --set dataset=$(NAME)) $(if $(KIND),--set kind=$(KIND)) $(ARGS)
+
+.PHONY: submit-tokenize
+submit-tokenize: setup ## Tokenize DATASET with TOKENIZER on the cluster at ADDRESS
+	@test -n '$(DATASET)' || { echo 'usage: make $@ ADDRESS=http://HEAD:8265 DATASET=place [TOKENIZER=name] [ARGS=…]'; exit 2; }
+	$(SEND) tokenize --dataset '$(DATASET)' --tokenizer '$(TOKENIZER)' $(ARGS)
+
+.PHONY: submit-build
+submit-build: setup ## Ingest and tokenize in one pass into DATASET by CONFIG, on the cluster at ADDRESS
+	@test -n '$(DATASET)' -a -n '$(CONFIG)' || { echo 'usage: make $@ ADDRESS=http://HEAD:8265 CONFIG=yaml DATASET=place [ARGS=…]'; exit 2; }
+	$(SEND) build --config '$(CONFIG)' --out '$(DATASET)' $(ARGS)
+
+.PHONY: submit-train
+submit-train: setup ## Train a transformer on DATASET into RUN by CONFIG, on the cluster at ADDRESS
+	@test -n '$(DATASET)' || { echo 'usage: make $@ ADDRESS=http://HEAD:8265 DATASET=place [CONFIG=yaml] [RUN=folder] [ARGS=--resume]'; exit 2; }
+	$(SEND) train --config $(or $(CONFIG),configs/tiny.yaml) --dataset '$(DATASET)' --out '$(RUN)' $(ARGS)
 
 # --- quality ----------------------------------------------------------------------------------------------------------
 # Test files run in two processes: most wait for children or for Ray as long as they compute.
@@ -113,6 +147,12 @@ bench: setup ## Run the benchmarks; tables go to benchmarks/results (an hour, 15
 	$(BIN)/python -m uvd.benchmarks.train
 	$(BIN)/python -m uvd.benchmarks.manifests
 	$(BIN)/python -m uvd.benchmarks.dedup
+	$(BIN)/python -m uvd.benchmarks.build
+
+SEEDS ?= 100
+.PHONY: chaos
+chaos: setup ## The failure campaign: SEEDS runs on a Ray cluster of several nodes here, each disturbed; half an hour
+	$(BIN)/python -m uvd.benchmarks.chaos --seeds $(SEEDS) --page $(ARGS)
 
 .PHONY: lint
 lint: setup ## ruff (check and format) and mypy

@@ -3,7 +3,7 @@
 Answers are a function of the photo's number alone: a base latency, one in 33 a 404, and one host in 16 that takes a
 second and a half. Hosts are loopback addresses (127.0.1.1 to 127.0.1.16), so that limits per host mean something.
 
-    python -m uvd.benchmarks.photo_host FOLDER PORT
+    python -m uvd.benchmarks.photo_host FOLDER PORT [LATENCY_S [BYTES_A_SECOND]]
 """
 
 from __future__ import annotations
@@ -33,11 +33,24 @@ def url(number: int, port: int) -> str:
     return f"http://{host_of(number)}:{port}/photos/{number:08d}.jpg"
 
 
+class Link:
+    """What all answers go through, one after another: so many bytes a second."""
+
+    def __init__(self, bytes_s: float) -> None:
+        self._bytes_s, self._free = bytes_s, 0.0
+
+    async def carry(self, size: int) -> None:
+        now = asyncio.get_running_loop().time()
+        self._free = max(now, self._free) + size / self._bytes_s
+        await asyncio.sleep(self._free - now)
+
+
 class PhotoHost(asyncio.Protocol):
     """Enough of HTTP/1.1 for GET with keep-alive; costs about 0.1 ms a request."""
 
-    def __init__(self, photos: list[bytes]) -> None:
+    def __init__(self, photos: list[bytes], latency_s: float, link: Link | None) -> None:
         self.photos = photos
+        self.latency_s, self.link = latency_s, link
         self.buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -57,19 +70,21 @@ class PhotoHost(asyncio.Protocol):
         if not stem.isdigit() or missing(int(stem)):
             self.transport.write(NOT_FOUND)
             return
-        await asyncio.sleep(SLOW_S if slow else LATENCY_S)
+        await asyncio.sleep(SLOW_S if slow else self.latency_s)
         photo = self.photos[int(stem) % len(self.photos)]
+        if self.link is not None:
+            await self.link.carry(len(photo))
         answer = b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(photo)
         self.transport.write(answer + photo)
 
 
-async def main(folder: Path, port: int) -> None:
+async def main(folder: Path, port: int, latency_s: float = LATENCY_S, bytes_s: float | None = None) -> None:
     photos = [file.read_bytes() for file in sorted(folder.iterdir())]
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: PhotoHost(photos), HOSTS, port, backlog=4096)
+    loop, link = asyncio.get_running_loop(), None if bytes_s is None else Link(bytes_s)
+    server = await loop.create_server(lambda: PhotoHost(photos, latency_s, link), HOSTS, port, backlog=4096)
     print("ready", flush=True)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))
+    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), *map(float, sys.argv[3:])))

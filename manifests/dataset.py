@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from uvd import __version__
 from uvd.manifests.fingerprint import differences
@@ -267,17 +269,21 @@ class Dataset:
 
     def shards(self, folder: str) -> list[Shard]:
         """The committed shards of `sequences/<source>` or `tokens/<tokenizer>/<source>`, in order."""
-        matches = (_MANIFEST.match(name) for name in self.storage.list(folder))
-        return sorted((Shard(folder, int(match[1])) for match in matches if match), key=lambda shard: shard.number)
+        return [Shard(folder, number) for number in self.shard_numbers(folder).tolist()]
+
+    def shard_numbers(self, folder: str) -> NDArray[np.int64]:
+        """The numbers of the same shards: `(shards,)` int64, increasing."""
+        matches = map(_MANIFEST.match, self.storage.names(folder))
+        return np.sort(np.fromiter((int(match[1]) for match in matches if match), np.int64))
 
     def sweep(self, folder: str) -> None:
         """Deletes what a killed run left in `folder`: temporary files, and files of shards without a manifest."""
         self.storage.sweep(folder)
-        committed = {shard.name for shard in self.shards(folder)}
-        for name in self.storage.list(folder):
-            match = SHARD_FILE.match(name)
+        names = self.storage.names(folder)
+        committed = {match[1] for match in map(_MANIFEST.match, names) if match}
+        for match in map(SHARD_FILE.match, names):
             if match is not None and match[1] not in committed:
-                self.storage.delete(f"{folder}/{name}")
+                self.storage.delete(f"{folder}/{match[0]}")
 
     def all_shards(self, section: str) -> Iterator[Shard]:
         for name in sorted(self.info()[section]):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from uvd import __version__
 from uvd.manifests import codec, schema
 from uvd.manifests.dataset import ConservationError, Dataset, Shard
+from uvd.manifests.kept_pictures import pictures_kept, why_not_kept
 from uvd.manifests.summary import encode_summary, summarize
 from uvd.manifests.tar import Member, TarError, TarWriter, iter_members
 from uvd.sequences import Reject, VisualSequence
@@ -35,18 +37,69 @@ class ShardCounts:
     sequences: int
     images: int
     bytes: int
+    tar_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenSequence:
+    """One sequence that was written: its manifest row and its pictures.
+
+    Attributes:
+        encoded: the picture's bytes if decoding them gives other pixels (JPEG), else nothing.
+    """
+
+    row: dict[str, Any]
+    sequence: VisualSequence
+    encoded: tuple[bytes | None, ...]
+
+    def pictures(self) -> list[NDArray[np.uint8]]:
+        """The pictures, each `(256, 256, 3)` uint8 RGB, as who reads the shard gets them."""
+        return [
+            picture.pixels if data is None else codec.decode(data, "jpg")
+            for picture, data in zip(self.sequence.pictures, self.encoded, strict=True)
+        ]
+
+
+class _Nowhere(io.RawIOBase):
+    """In place of a tar that is not kept: takes what is written, for its length and sha256 alone."""
+
+    def write(self, data: Any) -> int:
+        return len(data)
+
+    @property
+    def stream(self) -> BinaryIO:
+        return cast(BinaryIO, self)
+
+    def commit(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
 
 
 class ImageShardWriter:
-    """Writes one image shard; use as a context manager, which leaves nothing behind unless `commit` was reached."""
+    """Writes one image shard; use as a context manager, which leaves nothing behind unless `commit` was reached.
 
-    def __init__(self, dataset: Dataset, source: str, shard: int, *, lossless: bool = False, kind: str = "") -> None:
+    Args:
+        keep_pictures: write the tar; without, only manifest and rejects appear, and say what they would say with it.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        source: str,
+        shard: int,
+        *,
+        lossless: bool = False,
+        kind: str = "",
+        keep_pictures: bool = True,
+    ) -> None:
         self._dataset = dataset
         self._source = source
         self._kind = kind or source
         self._shard = Shard(f"sequences/{source}", shard)
         self._lossless = lossless
-        self._pending = dataset.storage.create(self._shard.tar)
+        self._pending = dataset.storage.create(self._shard.tar) if keep_pictures else _Nowhere()
         self._tar = TarWriter(self._pending.stream)
         self._rows: list[dict[str, Any]] = []
         self._used: set[int] = set()
@@ -57,17 +110,18 @@ class ImageShardWriter:
     def __exit__(self, *_: object) -> None:
         self._pending.abort()
 
-    def add(self, sequence: VisualSequence) -> VisualSequence:
-        """Encodes and appends one sequence; returns it with its key."""
+    def add(self, sequence: VisualSequence) -> WrittenSequence:
+        """Encodes and appends one sequence; returns it as it was written, with its key."""
         key = f"{self._source}-{self._shard.name}-{len(self._rows):06d}"
         sequence = replace(sequence, key=key, source=self._source)
         start = self._tar.bytes
-        digests = []
+        digests, encoded = list[int](), list[bytes | None]()
         for index, picture in enumerate(sequence.pictures):
             lossless = picture.drawn or self._lossless
             data = codec.encode_png(picture.pixels) if lossless else codec.encode_jpeg(picture.pixels)
             self._tar.add(f"{key}.{index:02d}.{'png' if lossless else 'jpg'}", data)
             digests.append(codec.digest(data))
+            encoded.append(None if lossless else data)
         description = {
             "source": self._kind,
             "layout": sequence.layout,
@@ -77,7 +131,7 @@ class ImageShardWriter:
         self._tar.add(f"{key}.json", json.dumps(description, sort_keys=True).encode())
         self._rows.append(self._row(sequence, digests, start))
         self._used |= sequence.inputs
-        return sequence
+        return WrittenSequence(self._rows[-1], sequence, tuple(encoded))
 
     def _row(self, sequence: VisualSequence, digests: list[int], start: int) -> dict[str, Any]:
         pictures = sequence.pictures
@@ -125,6 +179,7 @@ class ImageShardWriter:
             sequences=len(self._rows),
             images=sum(row["num_images"] for row in self._rows),
             bytes=self._tar.bytes,
+            tar_sha256=sha,
         )
         refused = schema.reject_rows(rejects, self._shard.number, self._source, self._used)
         metadata = {
@@ -191,21 +246,40 @@ def read_image_shard(dataset: Dataset, shard: Shard) -> Iterator[StoredSequence]
 
     Raises:
         TarError: if tar and manifest do not say the same.
+        PicturesNotKeptError: if the source's pictures were not kept.
     """
     rows = dataset.manifest(shard).to_pylist()
     if dataset.base is not None:
         yield from (read_sequence(dataset, shard, row) for row in rows)
         return
-    with dataset.storage.stream(shard.tar) as stream:
+    with _there(dataset, shard), dataset.storage.stream(shard.tar) as stream:
         members = iter_members(stream)
         for row in rows:
             yield _match(row, [next(members, None) for _ in range(row["num_images"] + 1)])
 
 
 def read_sequence(dataset: Dataset, shard: Shard, row: dict[str, Any]) -> StoredSequence:
-    """Reads one sequence by its manifest row: one range of bytes."""
-    data = dataset.tars.read_range(shard.tar, row["offset"], row["length"])
+    """Reads one sequence by its manifest row: one range of bytes.
+
+    Raises:
+        TarError: if tar and manifest do not say the same.
+        PicturesNotKeptError: if the source's pictures were not kept.
+    """
+    with _there(dataset, shard):
+        data = dataset.tars.read_range(shard.tar, row["offset"], row["length"])
     return _match(row, list(iter_members(io.BytesIO(data), span=True)))
+
+
+@contextmanager
+def _there(dataset: Dataset, shard: Shard) -> Iterator[None]:
+    """Tells a tar that is lost from one that there never was."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        source = shard.folder.partition("/")[2]
+        if pictures_kept(dataset, source):
+            raise
+        raise why_not_kept(source) from error
 
 
 def _match(row: dict[str, Any], members: list[Member | None]) -> StoredSequence:

@@ -1,15 +1,17 @@
 """What the run logs under `runs/` say: one row a run, and throughput and cost by stage.
 
 A log is JSON lines: `start`, an event a shard, `end` with the sums. A run that was killed has no `end`; its shards are
-added up instead. The pipeline writes the logs (`pipeline/runlog.py`); they are never part of the data.
+added up instead. On object stores a log is several objects, `LOG.jsonl`, `LOG.jsonl.00001`, …: see `part`. The pipeline
+writes the logs (`pipeline/runlog.py`); they are never part of the data.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -40,33 +42,60 @@ RUNS = pa.schema(
 COUNTS = ("inputs", "rejected", "sequences", "images", "tokens", "bytes")
 SHARD_STAGES = ("total", "commit")
 """Of a shard's seconds, those that do not lie within another."""
+_PART = re.compile(r"(.+\.jsonl)(?:\.(\d{5,}))?")
 _TAIL = 1 << 20
 _LINE = 1 << 24
 
 
+def part(path: str, number: int) -> str:
+    """Name of a part of a log; the first is called as the log is."""
+    return f"{path}.{number:05d}" if number else path
+
+
+def logs(dataset: Dataset) -> dict[str, list[str]]:
+    """The parts of each log, in order, by its name below `runs/`."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for name in dataset.storage.list(FOLDER):
+        if match := _PART.fullmatch(name):
+            found.setdefault(match[1], []).append((int(match[2] or 0), name))
+    return {log: [name for _, name in sorted(parts)] for log, parts in found.items() if (0, log) in parts}
+
+
 def read_runs(dataset: Dataset) -> pa.Table:
     """One row of `RUNS` for each log, oldest first. What is no log of uvd is left out."""
-    names = [name for name in dataset.storage.list(FOLDER) if name.endswith(".jsonl")]
-    rows = [_read_run(dataset, name) for name in names]
+    rows = [_read_run(dataset, name, parts) for name, parts in logs(dataset).items()]
     table = pa.Table.from_pylist([row for row in rows if row is not None], schema=RUNS)
     return table.sort_by([("started", "ascending"), ("run", "ascending")])
 
 
-def _read_run(dataset: Dataset, name: str) -> dict[str, Any] | None:
-    path = f"{FOLDER}/{name}"
-    with dataset.storage.open(path) as file:
-        size = file.size()
-        head = _parse(file.read_at(min(size, _TAIL), 0).partition(b"\n")[0])
-        tail = _parse(file.read_at(min(size, _TAIL), max(0, size - _TAIL)).rstrip(b"\n").rpartition(b"\n")[2])
+def _read_run(dataset: Dataset, name: str, parts: list[str]) -> dict[str, Any] | None:
+    head = _parse(_ends(dataset, parts[0])[0])
     if head.get("event") != "start":
         return None
+    tail = _parse(_ends(dataset, parts[-1])[1])
     try:
         if tail.get("event") == "end" and "shards" in tail:
             return _row(name, head, tail)
-        with dataset.storage.stream(path) as stream:
-            return _row(name, head, _add_up(io.BufferedReader(cast(io.RawIOBase, stream))))
+        return _row(name, head, _add_up(_lines(dataset, parts)))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
+
+
+def _ends(dataset: Dataset, name: str) -> tuple[bytes, bytes]:
+    """First and last line of a part."""
+    with dataset.storage.open(f"{FOLDER}/{name}") as file:
+        size = file.size()
+        head = file.read_at(min(size, _TAIL), 0)
+        tail = head if size <= _TAIL else file.read_at(_TAIL, size - _TAIL)
+    return head.partition(b"\n")[0], tail.rstrip(b"\n").rpartition(b"\n")[2]
+
+
+def _lines(dataset: Dataset, parts: list[str]) -> Iterator[bytes]:
+    for name in parts:
+        with dataset.storage.stream(f"{FOLDER}/{name}") as stream:
+            lines = io.BufferedReader(cast(io.RawIOBase, stream))
+            while line := lines.readline(_LINE):
+                yield line
 
 
 def _parse(line: bytes) -> dict[str, Any]:
@@ -78,14 +107,14 @@ def _parse(line: bytes) -> dict[str, Any]:
     return event if isinstance(event, dict) else {}
 
 
-def _add_up(stream: io.BufferedReader) -> dict[str, Any]:
+def _add_up(lines: Iterable[bytes]) -> dict[str, Any]:
     """What an `end` event would say, from the events of shards."""
     counts: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     end: dict[str, Any] = {}
     last: Any = 0
     shards = failed = 0
-    while line := stream.readline(_LINE):
+    for line in lines:
         event = _parse(line)
         last = event.get("time", last)
         if event.get("event") == "shard":

@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
@@ -65,7 +65,9 @@ class PendingFile:
         self.stream.close()
 
     def abort(self) -> None:
-        self.stream.close()
+        # What a full disk did not take must go: closing would try to write it once more, and fail.
+        with suppress(OSError):
+            self.stream.close()
         if self._temporary is not None:
             self._temporary.unlink(missing_ok=True)
 
@@ -188,9 +190,18 @@ class Storage:
         ):
             yield cast(BinaryIO, stream)
 
+    def names(self, folder: str) -> list[str]:
+        """What is directly in `folder`, in no order; of a local folder, without a look at each file."""
+        if self.local_root is None:
+            return [info.base_name for info in self.iter_files(folder)]
+        try:
+            return os.listdir(self.full(folder))
+        except FileNotFoundError:
+            return []
+
     def list(self, folder: str) -> list[str]:
         """Names of the files and folders directly in `folder`, sorted; empty if there is no such folder."""
-        return sorted(info.base_name for info in self.iter_files(folder))
+        return sorted(self.names(folder))
 
     def iter_files(self, folder: str) -> Iterator[fs.FileInfo]:
         """Name, size and time of change of what is directly in `folder`, in no order; nothing if it is not there."""
@@ -214,7 +225,7 @@ class Storage:
         """Removes the temporary files or unfinished uploads that a killed run left in `folder`; returns how many."""
         if self.s3 is not None:
             return self.s3.abort_uploads(self.key(folder) + "/")
-        stale = [name for name in self.list(folder) if is_temporary(name)]
+        stale = [name for name in self.names(folder) if is_temporary(name)]
         for name in stale:
             self.delete(f"{folder}/{name}" if folder else name)
         return len(stale)

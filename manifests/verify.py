@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from uvd.manifests.dataset import RETRY_PLAN, SHARD_FILE, Dataset, Shard
+from uvd.manifests.kept_pictures import says_kept
 from uvd.manifests.lease import writers
 from uvd.manifests.storage import is_temporary
 from uvd.manifests.verify_findings import Finding, Kind, Verification
@@ -90,6 +91,8 @@ class Survey:
     planned_inputs: dict[str, int] = field(default_factory=dict)
     """Of folders whose shards are all there and all looked at."""
     writing: dict[str, str] = field(default_factory=dict)
+    without_pictures: int = 0
+    """Image shards whose pictures were not kept, so that there is only their manifest to check."""
 
 
 def verify(
@@ -124,7 +127,9 @@ def check_here(
 
 def conclude(survey: Survey, checked: Iterable[tuple[Bunch, Checked]]) -> Verification:
     """Adds up what the survey and the checks found, in an order of its own."""
-    result = Verification(findings=list(survey.findings), writing=survey.writing)
+    result = Verification(
+        findings=list(survey.findings), writing=survey.writing, without_pictures=survey.without_pictures
+    )
     for bunch, part in checked:
         result.add(bunch.folder, part.shards, part.sequences, part.inputs, part.findings)
     damaged = {finding.folder for finding in result.findings}
@@ -203,6 +208,8 @@ def _survey_folder(
         survey.findings += _retry_plan(dataset, folder, entry, files)
     if scope.whole_folders:
         survey.findings += _strangers(folder, files, matches, at_work)
+        if not says_kept(entry):
+            survey.findings += _tars(folder, matches)
     if not at_work:
         survey.findings += _orphans(folder, matches, numbers, scope)
     if not at_work and not images_at_work:
@@ -211,6 +218,8 @@ def _survey_folder(
         )
     sizes = files if dataset.base is None else {}
     chosen = sorted(number for number in numbers if scope.has(number))
+    if not says_kept(entry):
+        survey.without_pictures += len(chosen)
     for bunch, size in _bunches(folder, chosen, sizes, deep):
         survey.bunches.append(bunch)
         survey.shards += len(bunch.numbers)
@@ -243,6 +252,12 @@ def _strangers(
             yield Finding(folder, -1, name, Kind.EXTRA_FILE, "not a file of a dataset")
         elif not at_work:
             yield Finding(folder, -1, name, Kind.LEFTOVER, "not a file of a dataset (left by a killed run?)")
+
+
+def _tars(folder: str, matches: Mapping[str, Any]) -> Iterator[Finding]:
+    for name, match in matches.items():
+        if match[2] == "tar":
+            yield Finding(folder, -1, name, Kind.EXTRA_FILE, "a tar, where pictures are not kept")
 
 
 def _orphans(folder: str, matches: Mapping[str, Any], committed: set[int], scope: Scope) -> Iterator[Finding]:

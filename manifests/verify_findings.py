@@ -95,6 +95,7 @@ class Verification:
         writing: folders that other runs write, as in `lease.Holder`, and by whom: what is not committed there is not
             judged.
         interrupted: not all was looked at.
+        without_pictures: image shards whose pictures were not kept; of them there is only the manifest.
     """
 
     shards: int = 0
@@ -103,6 +104,7 @@ class Verification:
     inputs: dict[str, int] = field(default_factory=dict)
     writing: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
+    without_pictures: int = 0
 
     @property
     def problems(self) -> list[str]:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from uvd.manifests.dataset import Dataset, DatasetError, Shard
+from uvd.manifests.kept_pictures import says_kept
 from uvd.manifests.schema import REJECTS, SEQUENCES, TOKENS, ManifestError, read_metadata
 from uvd.manifests.summary import decode_summary, summarize_tables
 from uvd.manifests.tokens import TOKENS_PER_IMAGE
@@ -77,7 +78,7 @@ def _check(
     if problem := _foreign(shard, section, table, metadata):
         return 0, 0, [(Kind.FOREIGN_MANIFEST, problem)]
     problems = list(_shallow(dataset, shard, table, metadata, entry))
-    if deep and not problems:
+    if deep and not problems and says_kept(entry):
         problems += check_content(dataset, shard, table, metadata)
     return table.num_rows, metadata["inputs"], problems
 
@@ -135,11 +136,8 @@ def _shallow(
     if dataset.base is not None and (problem := _not_of_base(dataset, dataset.base, shard, table, metadata)):
         yield Kind.BASE, problem
         return
-    tar = dataset.tars.info(shard.tar)
-    if tar.type != fs.FileType.File:
-        yield Kind.MISSING_TAR, f"the tar is missing, the manifest says {metadata['tar_bytes']} bytes"
-    elif tar.size != metadata["tar_bytes"]:
-        yield Kind.TRUNCATED, f"the tar has {tar.size} bytes, the manifest says {metadata['tar_bytes']}"
+    if says_kept(entry):
+        yield from _tar(dataset, shard, metadata)
     yield from _rejects(dataset, shard, table, metadata)
     if metadata["kind"] == "sequences":
         used = len(pc.unique(pc.list_flatten(table["inputs"])))
@@ -148,6 +146,14 @@ def _shallow(
             yield Kind.CONSERVATION, detail
     else:
         yield from _against_images(dataset, table, metadata)
+
+
+def _tar(dataset: Dataset, shard: Shard, metadata: dict[str, Any]) -> Iterator[Problem]:
+    tar = dataset.tars.info(shard.tar)
+    if tar.type != fs.FileType.File:
+        yield Kind.MISSING_TAR, f"the tar is missing, the manifest says {metadata['tar_bytes']} bytes"
+    elif tar.size != metadata["tar_bytes"]:
+        yield Kind.TRUNCATED, f"the tar has {tar.size} bytes, the manifest says {metadata['tar_bytes']}"
 
 
 def _counts(table: pa.Table, metadata: dict[str, Any]) -> Iterator[Problem]:

@@ -5,6 +5,7 @@ Exit codes: 0 all done, 1 error, 2 usage or config, 3 some shards failed or the 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -14,11 +15,13 @@ from rich.console import Console
 from uvd import __version__
 from uvd.pipeline import (
     cli_browse,
+    cli_build,
     cli_data,
     cli_dedup,
     cli_eval,
     cli_export,
     cli_inspect,
+    cli_jobs,
     cli_model,
     cli_play,
     cli_tokenizer,
@@ -28,6 +31,8 @@ from uvd.pipeline import (
 from uvd.sequences.errors import UserError
 from uvd.sequences.object_stores import ObjectStoreError, explain, is_store_failure
 
+_DISK_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
 app = typer.Typer(
     name="uvd",
     help="Raw visual data in, unified vision dataset of token sequences and a large vision model out.",
@@ -36,6 +41,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 cli_data.register(app)
+cli_build.register(app)
 cli_inspect.register(app)
 cli_verify.register(app)
 cli_dedup.register(app)
@@ -46,6 +52,7 @@ cli_play.register(app)
 cli_browse.register(app)
 cli_eval.register(app)
 cli_export.register(app)
+cli_jobs.register(app)
 
 
 def _print_version(wanted: bool) -> None:
@@ -73,10 +80,13 @@ def main() -> None:
         _print_error(str(error))
         sys.exit(error.exit_code)
     except OSError as error:
-        if not is_store_failure(error):
+        if is_store_failure(error):
+            _print_error(explain(error))
+            sys.exit(ObjectStoreError.exit_code)
+        if error.errno not in _DISK_FAILURES:
             raise
-        _print_error(explain(error))
-        sys.exit(ObjectStoreError.exit_code)
+        _print_error(f"{error}. When that is mended, the same command goes on.")
+        sys.exit(1)
 
 
 def _print_error(message: str) -> None:

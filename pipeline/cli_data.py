@@ -13,6 +13,7 @@ from uvd.pipeline.config import ConfigError, override, read_yaml, validate
 from uvd.pipeline.ray_runtime import LOCAL
 from uvd.pipeline.reporting import report
 from uvd.sources import SOURCES, source_class
+from uvd.sources.resources import Resources
 
 SHARDS_FAILED = 3
 DatasetOption = Annotated[str, typer.Option("--dataset", help="Dataset: a path, or s3://, gs://, file:// URI.")]
@@ -94,6 +95,9 @@ def tokenize(
         str | None, typer.Option(help="Pass of `uvd dedup`, such as all: what it leaves out is rejected.")
     ] = None,
     num_gpus: Annotated[int | None, typer.Option(help="GPUs to use, one actor each.")] = None,
+    resources: Annotated[
+        str, typer.Option(help="What an actor takes of a node besides: `{memory_gb: 8, custom: {pose: 1}}`.")
+    ] = "{}",
     address: AddressOption = LOCAL,
     num_cpus: CpusOption = None,
     overwrite: OverwriteOption = False,
@@ -119,7 +123,16 @@ def tokenize(
     results = run(
         opened,
         source or (),
-        TokenizeSettings(tokenizer, device, batch_size, precision, compiled, decode_threads, duplicates),  # type: ignore[arg-type]
+        TokenizeSettings(
+            tokenizer,
+            device,  # type: ignore[arg-type]
+            batch_size,
+            precision,  # type: ignore[arg-type]
+            compiled,
+            decode_threads,
+            duplicates,
+            validate(Resources, override({}, [f"resources={resources}"])["resources"], "--resources"),
+        ),
         num_gpus=num_gpus,
         address=address,
         num_cpus=num_cpus,

@@ -140,6 +140,7 @@ def _as_json(found: Verification, repairs: Repair | None) -> dict[str, object]:
         "findings": [finding.as_json() for finding in found.findings],
         "writing": found.writing,
         "interrupted": found.interrupted,
+        "without_pictures": found.without_pictures,
     }
     if repairs is not None:
         result["repair"] = {
@@ -162,6 +163,10 @@ def _print(found: Verification, repairs: Repair | None, deep: bool, dry_run: boo
         say(f"and {len(found.findings) - SHOWN} more; --format json has them all", "red")
     for folder, holder in found.writing.items():
         say(f"{folder}: a run is writing, what it has not committed is not judged: {holder}", "yellow")
+    if found.without_pictures:
+        say(
+            f"{found.without_pictures} image shards are without pictures (`uvd build --drop-images`): manifests checked"
+        )
     kind = "deep" if deep else "shallow (use --deep to read every byte)"
     count = len(found.findings)
     stopped = ", stopped before the end" if found.interrupted else ""

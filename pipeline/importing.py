@@ -25,9 +25,9 @@ from uvd.manifests.export import read_about
 from uvd.manifests.fingerprint import fingerprint
 from uvd.manifests.lvm_jsonl import MAX_LINE_BYTES, decode_line, iter_lines
 from uvd.manifests.token_shard import TokenShardWriter
+from uvd.pipeline.executors import TaskExecutor
 from uvd.pipeline.progress import ShardReport
 from uvd.pipeline.ray_runtime import LOCAL
-from uvd.pipeline.runner import TaskExecutor
 from uvd.pipeline.stage import Stage, StageResult, find_missing, run_stage
 from uvd.pipeline.writing import writing
 from uvd.sequences.reject import Reason, RejectedInput

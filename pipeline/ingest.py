@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,15 +14,16 @@ from rich.console import Console
 
 from uvd.manifests.dataset import Dataset
 from uvd.manifests.fingerprint import fingerprint
-from uvd.manifests.image_shard import ImageShardWriter
+from uvd.manifests.image_shard import ImageShardWriter, ShardCounts, WrittenSequence
+from uvd.manifests.kept_pictures import declare_pictures, pictures_kept, why_not_kept
 from uvd.manifests.lease import Lease
 from uvd.pipeline.config import config_entry
+from uvd.pipeline.executors import ActorExecutor, Executor, TaskExecutor, ray_options
 from uvd.pipeline.plan_file import PlanFile
 from uvd.pipeline.progress import ShardReport
 from uvd.pipeline.ray_runtime import LOCAL
 from uvd.pipeline.retries import parts_of, plan_round, round_units, rounds, start_round
-from uvd.pipeline.runner import ActorExecutor, Executor, TaskExecutor
-from uvd.pipeline.stage import Stage, StageResult, find_missing, run_stage
+from uvd.pipeline.stage import Missing, Stage, StageResult, find_missing, run_stage
 from uvd.pipeline.writing import writing
 from uvd.renderers.estimators.config import EstimateConfig
 from uvd.sequences import Example, Reject, Seeds
@@ -30,6 +31,7 @@ from uvd.sequences.errors import DeviceError
 from uvd.sequences.layouts import LAYOUTS, assemble
 from uvd.sources import Source, SourceConfig, WorkUnit, source_class
 from uvd.sources.photos import PhotoConfig
+from uvd.sources.resources import Resources
 
 ALLOCATOR = {
     # Decoded photos of some MB come and go: glibc would map and unmap each, and keep an arena for every thread. On
@@ -113,24 +115,52 @@ def plan_file(
 
 def make_shard(job: IngestJob) -> ShardReport:
     """Makes and commits one image shard; runs in a worker, or anywhere."""
+    report, _ = ingest_shard(job, exhaust)
+    return report
+
+
+def exhaust(written: Iterator[WrittenSequence]) -> None:
+    """Wants nothing of the sequences but that they are written."""
+    deque(written, maxlen=0)
+
+
+def ingest_shard(
+    job: IngestJob, consume: Callable[[Iterator[WrittenSequence]], None], *, keep_pictures: bool = True
+) -> tuple[ShardReport, ShardCounts]:
+    """Makes one image shard, hands each sequence on when it is written, and commits after the last was consumed.
+
+    Args:
+        consume: must take all of them.
+    """
     cv2.setNumThreads(1)
     config = source_class(job.source).config_class.model_validate(job.config)
     source = open_source(config)
     seeds = Seeds(config.seed, (job.folder, job.shard))
     rejects: list[Reject] = []
-    lossless = config.image_codec == "lossless"
     dataset = Dataset(job.dataset)
-    with ImageShardWriter(dataset, job.folder, job.shard, lossless=lossless, kind=job.source) as writer:
-        with source.stages("total"):
+    with ImageShardWriter(
+        dataset,
+        job.folder,
+        job.shard,
+        lossless=config.image_codec == "lossless",
+        kind=job.source,
+        keep_pictures=keep_pictures,
+    ) as writer:
+
+        def written() -> Iterator[WrittenSequence]:
             for arranged in assemble(_outcomes(dataset, source, job, seeds), LAYOUTS, config.layouts, seeds):
                 if isinstance(arranged, Reject):
                     rejects.append(arranged)
-                else:
-                    with source.stages("encode"):
-                        writer.add(arranged)
+                    continue
+                with source.stages("encode"):
+                    sequence = writer.add(arranged)
+                yield sequence
+
+        with source.stages("total"):
+            consume(written())
         with source.stages("commit"):
             counts = writer.commit(job.unit.num_inputs, rejects, job.fingerprint, job.config_fingerprint)
-    return ShardReport(
+    report = ShardReport(
         shard=job.shard,
         counts={
             name: getattr(counts, name)
@@ -141,6 +171,7 @@ def make_shard(job: IngestJob) -> ShardReport:
         seconds=dict(source.stages.seconds),
         host=socket.gethostname(),
     )
+    return report, counts
 
 
 def _outcomes(dataset: Dataset, source: Source, job: IngestJob, seeds: Seeds) -> Iterator[Example | Reject]:
@@ -178,6 +209,7 @@ def ingest(
         FolderHeldError: if another run of this source is at work.
         SourceError: if the input as a whole cannot be used.
         ConfigChangedError: if the dataset was made with other settings or inputs.
+        PicturesNotKeptError: if shards are missing of a source whose pictures `uvd build` does not keep.
     """
     console = console or Console(stderr=True)
     dataset = Dataset(out)
@@ -188,11 +220,32 @@ def ingest(
         plan_file(dataset, config, entry["fingerprint"]) as jobs,
         writing(dataset, [folder], console, overwrite=overwrite, wait=wait) as lease,
     ):
-        dataset.declare("sequences", config.folder, entry, overwrite=overwrite)
-        missing = find_missing(dataset, folder, jobs, overwrite=overwrite)
-        planned = {"shards": missing.planned, "inputs": sum(job.unit.num_inputs for job in jobs)}
-        dataset.declare("sequences", config.folder, {**entry, "plan": planned})
+        kept = overwrite or pictures_kept(dataset, config.folder)
+        missing = declare_and_compare(dataset, config.folder, entry, jobs, keep_pictures=kept, overwrite=overwrite)
+        if missing.jobs and not kept:
+            raise why_not_kept(config.folder)
         return run_stage(dataset, ingest_stage(config, config.folder, address, num_cpus, lease), missing, console)
+
+
+def declare_and_compare(
+    dataset: Dataset,
+    name: str,
+    entry: dict[str, Any],
+    jobs: PlanFile[IngestJob],
+    *,
+    keep_pictures: bool,
+    overwrite: bool,
+) -> Missing[IngestJob]:
+    """Records how a source is made and how much of it is planned; what of it is missing.
+
+    Raises:
+        ConfigChangedError: if it was made with other settings or inputs, or the other way with its pictures.
+    """
+    entry = declare_pictures(dataset, name, entry, keep=keep_pictures, overwrite=overwrite)
+    missing = find_missing(dataset, f"sequences/{name}", jobs, overwrite=overwrite)
+    planned = {"shards": missing.planned, "inputs": sum(job.unit.num_inputs for job in jobs)}
+    dataset.declare("sequences", name, {**entry, "plan": planned})
+    return missing
 
 
 def retry_rejects(
@@ -259,18 +312,20 @@ def ingest_stage(
 
     def executor() -> Executor[IngestJob]:  # called when Ray is there
         if isinstance(config, PhotoConfig) and config.estimate.wanted:
-            return _actors(config.estimate)
-        return TaskExecutor(make_shard, source_class(config.source).num_cpus)
+            return _actors(config.estimate, config.resources)
+        return TaskExecutor(make_shard, source_class(config.source).num_cpus, config.resources)
 
     settings = config.model_dump(mode="json")
     return Stage("ingest", f"sequences/{folder}", "sequences", executor, address, num_cpus, ALLOCATOR, settings, lease)
 
 
-def _actors(estimate: EstimateConfig) -> ActorExecutor[IngestJob]:
+def _actors(estimate: EstimateConfig, resources: Resources) -> ActorExecutor[IngestJob]:
     """One actor a GPU, or one a CPU."""
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0)) if estimate.device != "cpu" else 0
-    if estimate.device == "cuda" and not gpus:
-        raise DeviceError("estimate.device is cuda, and Ray has no GPU")
-    actor = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0)(ShardActor)
-    return ActorExecutor(actor.remote, gpus or int(resources.get("CPU", 1)))
+    demand = resources.demand(1.0)
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if estimate.device != "cpu" else 0
+    if estimate.device == "cuda" and not gpus and "GPU" not in demand:
+        raise DeviceError("estimate.device is cuda, and Ray has no GPU; `resources: {num_gpus: 1}` waits for one")
+    if gpus:
+        demand = {"GPU": 1.0, **demand}
+    actor = ray.remote(**ray_options(demand))(ShardActor)
+    return ActorExecutor(actor.remote, demand)

@@ -93,7 +93,11 @@ class RunProgress:
         self._log.event("failed", shard=job.shard, error=error)
         self._console.print(f"shard {job.shard:06d} failed:\n{error}", style="red", markup=False)
 
-    def tick(self) -> None:
+    def lacking(self, what: str) -> None:
+        self._log.event("lacking", what=what)
+        self._console.print(f"{self._title}: waiting for the cluster: {what}", style="yellow", markup=False)
+
+    def tick(self, in_flight: int, waiting: int) -> None:
         now = time.monotonic()
         if self._bar is None and now - self._last_line >= LINE_EVERY_S:
             self._last_line = now

@@ -67,7 +67,8 @@ def recall_config(dataset: Dataset, name: str, overrides: Sequence[str]) -> Sour
         made_by = entry.get("uvd_version")
         raise CannotRebuildError(f"sequences/{name} was made by uvd {made_by}, this is {__version__}")
     why = ""
-    for settings in (*logged_settings(dataset, "ingest", name), stored):
+    built = (settings["config"] for settings in logged_settings(dataset, "build", name))
+    for settings in (*logged_settings(dataset, "ingest", name), *built, stored):
         try:
             model = source_class(stored["source"]).config_class
             config = validate(model, override(settings, overrides), f"sequences/{name}")
@@ -103,6 +104,7 @@ def recall_tokenizer(
             f"tokens/{name} was imported: the same `uvd import` with --overwrite, from the same files, makes it anew"
         )
     logged = list(logged_settings(dataset, "tokenize", name))
+    logged += [settings["tokenizer"] for settings in logged_settings(dataset, "build", name.partition("/")[2])]
     about = made or (logged[0] if logged else {})
     device = "cpu" if about.get("device", "cpu") == "cpu" else "cuda"
     if device == "cuda" and not gpus:

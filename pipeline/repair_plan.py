@@ -11,6 +11,7 @@ from pyarrow import fs
 from rich.console import Console
 
 from uvd.manifests.dataset import SHARD_FILE, Dataset
+from uvd.manifests.kept_pictures import pictures_kept
 from uvd.manifests.lease import Lease
 from uvd.manifests.verify import planned_shards
 from uvd.manifests.verify_findings import Finding, Kind
@@ -166,6 +167,8 @@ def open_all(dataset: Dataset, repairs: Repair, findings: Sequence[Finding], mea
     for folder in sorted(repairs.shards.keys() | orphaned):
         section, _, name = folder.partition("/")
         try:
+            if not pictures_kept(dataset, name.rpartition("/")[2]):
+                raise CannotRebuildError("its pictures are not kept: remove its files, and `uvd build` makes it again")
             if any(place.startswith(f"{folder}/plan.") for place in repairs.impossible):
                 raise CannotRebuildError(BEYOND_REPAIR[Kind.RETRY_PLAN])
             if section == "sequences":

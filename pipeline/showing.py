@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from uvd.manifests.dataset import Dataset, DatasetError
 from uvd.manifests.find import find_sequence, find_tokens
 from uvd.manifests.image_shard import read_sequence
+from uvd.manifests.kept_pictures import pictures_kept
 from uvd.manifests.sheet import contact_sheet
 from uvd.manifests.token_shard import read_tokens
 from uvd.manifests.tokens import unframe
@@ -31,24 +32,29 @@ def sequence_sheet(dataset: Dataset, key: str, tokenizer: str | None = None) -> 
 
     Raises:
         DatasetError: no such sequence, or it is not tokenized.
+        PicturesNotKeptError: its pictures are not kept, and `tokenizer` is not given: then they are left out.
     """
     shard, row = find_sequence(dataset, key)
-    pictures = list(read_sequence(dataset, shard, row).pictures())
     labels = [
         f"{number:02d} {role}" + (f" {index}" if index is not None else "")
         for number, (role, index) in enumerate(zip(row["roles"], row["indices"], strict=True))
     ]
     title = f"{key}   {row['dataset']} · {row['layout']} · {row['split']}"
     columns = 8
-    if tokenizer is not None:
-        pictures, labels = _with_decoded(dataset, key, tokenizer, pictures, labels, columns)
+    if tokenizer is None:
+        pictures = list(read_sequence(dataset, shard, row).pictures())
+        return contact_sheet(pictures, labels, columns=columns, title=title)
+    decoded = _decoded(dataset, key, tokenizer)
+    if not pictures_kept(dataset, shard.folder.partition("/")[2]):
+        labels = [f"{label} decoded" for label in labels]
+        return contact_sheet(decoded, labels, columns=columns, title=f"{title} · pictures not kept")
+    pictures = list(read_sequence(dataset, shard, row).pictures())
+    pictures, labels = _by_turns(pictures, decoded, labels, columns)
     return contact_sheet(pictures, labels, columns=columns, title=title)
 
 
-def _with_decoded(
-    dataset: Dataset, key: str, tokenizer: str, pictures: list[NDArray[np.uint8]], labels: list[str], columns: int
-) -> tuple[list[NDArray[np.uint8]], list[str]]:
-    """Rows of pictures and rows of their decoded tokens by turns; the last row is filled up with blanks."""
+def _decoded(dataset: Dataset, key: str, tokenizer: str) -> list[NDArray[np.uint8]]:
+    """The pictures that a sequence's tokens stand for, each `(256, 256, 3)` uint8 RGB."""
     from uvd.tokenize.tokenizer import find_folder, load_matching
 
     shard, row = find_tokens(dataset, key, find_folder(tokenizer).name)
@@ -56,7 +62,13 @@ def _with_decoded(
     loaded = load_matching(tokenizer, made_by)
     if made_by != loaded.fingerprint:
         raise DatasetError(f"the tokens of {key!r} were made by another tokenizer named {loaded.name!r}")
-    decoded = list(loaded.decode(unframe(read_tokens(dataset, shard, row))))
+    return list(loaded.decode(unframe(read_tokens(dataset, shard, row))))
+
+
+def _by_turns(
+    pictures: list[NDArray[np.uint8]], decoded: list[NDArray[np.uint8]], labels: list[str], columns: int
+) -> tuple[list[NDArray[np.uint8]], list[str]]:
+    """Rows of pictures and rows of their decoded tokens; the last row is filled up with blanks."""
     blank = np.full_like(pictures[0], 250)
     all_pictures: list[NDArray[np.uint8]] = []
     all_labels: list[str] = []

@@ -7,21 +7,24 @@ and making it again gives the same bytes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from rich.console import Console
 
-from uvd.manifests.dataset import ConfigChangedError, Dataset, Shard
+from uvd.manifests.dataset import ConfigChangedError, Dataset
+from uvd.manifests.essences import COUNTED, read_essences
 from uvd.manifests.lease import Lease
+from uvd.pipeline.executors import Executor
 from uvd.pipeline.progress import RunProgress
 from uvd.pipeline.ray_runtime import LOCAL, ray_runtime
 from uvd.pipeline.runlog import RunLog
-from uvd.pipeline.runner import Executor, RunResult, run_jobs
+from uvd.pipeline.runner import RunResult, run_jobs
 from uvd.sequences.stopping import stop_on_signals
 
 
@@ -36,9 +39,7 @@ class FingerprintedJob(Protocol):
 
 
 J = TypeVar("J", bound=FingerprintedJob)
-_COUNTED = ("inputs", "used", "rejected", "partial", "sequences", "images", "tokens")
-_THREADS, _BATCH = 8, 64
-_NO_MORE: tuple[int | None, dict[str, Any]] = (None, {})
+_NO_MORE: tuple[int | None, str] = (None, "")
 
 
 @dataclass
@@ -115,49 +116,55 @@ def find_missing(dataset: Dataset, folder: str, plan: Iterable[J], *, overwrite:
     return _compare(dataset, folder, plan)
 
 
-def _essences(dataset: Dataset, folder: str, numbers: NDArray[np.int64]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(shard number, what is needed of its manifest's metadata), read ahead by some threads, a batch at a time."""
-
-    def essence(number: int) -> tuple[int, dict[str, Any]]:
-        metadata = dataset.metadata(Shard(folder, number))  # token manifests hold a histogram besides
-        return number, {name: metadata[name] for name in ("fingerprint", *_COUNTED) if name in metadata}
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(numbers), _BATCH):
-            yield from pool.map(essence, numbers[start : start + _BATCH].tolist())
-
-
 def _compare(dataset: Dataset, folder: str, plan: Iterable[J]) -> Missing[J]:
-    numbers = np.array([shard.number for shard in dataset.shards(folder)], np.int64)
-    committed = _essences(dataset, folder, numbers)
+    numbers = dataset.shard_numbers(folder)
     totals: Counter[str] = Counter()
-    extra: list[int] = []
-    planned, last = 0, -1
-    number, known = next(committed, _NO_MORE)
-    for job in plan:
-        if job.shard <= last:
-            raise ValueError(f"plan of {folder}: shard {job.shard} comes after {last}")
-        planned, last = planned + 1, job.shard
-        while number is not None and number < job.shard:
-            extra.append(number)
-            number, known = next(committed, _NO_MORE)
-        if number != job.shard:
-            continue
-        if known["fingerprint"] != job.fingerprint:
-            raise ConfigChangedError(
-                f"shard {folder}/{job.shard:06d} was made from other inputs than those planned now "
-                "(files added, removed or changed). Use another dataset or name, or --overwrite to make it anew."
-            )
-        totals.update({name: value for name, value in known.items() if name in _COUNTED})
-        number, known = next(committed, _NO_MORE)
-    # What is left was not planned; its metadata does not matter.
-    extra += numbers[numbers > last].tolist()
+    with closing(_fingerprints(dataset, folder, numbers, totals)) as committed:
+        planned, extra = _match(folder, plan, numbers, committed)
     if extra:
         raise ConfigChangedError(
             f"{folder} holds {len(extra)} shards that are not planned now (first: {extra[0]:06d}): "
             "inputs are missing. Bring them back, or use --overwrite to make it anew."
         )
     return Missing(MissingJobs(plan, planned, numbers), planned, totals)
+
+
+def _fingerprints(
+    dataset: Dataset, folder: str, numbers: NDArray[np.int64], totals: Counter[str]
+) -> Generator[tuple[int, str]]:
+    """(shard number, fingerprint) of what is committed, in order; adds up its counts on the way."""
+    with closing(read_essences(dataset, folder, numbers)) as batches:
+        for batch in batches:
+            sums = {name: pc.sum(batch[name]).as_py() for name in COUNTED}
+            totals.update({name: value for name, value in sums.items() if value is not None})
+            yield from zip(batch["number"].to_pylist(), batch["fingerprint"].to_pylist(), strict=True)
+
+
+def _match(
+    folder: str, plan: Iterable[J], numbers: NDArray[np.int64], committed: Iterator[tuple[int, str]]
+) -> tuple[int, list[int]]:
+    """(jobs planned, committed shards that are not planned)."""
+    extra: list[int] = []
+    planned, last = 0, -1
+    number, made_from = next(committed, _NO_MORE)
+    for job in plan:
+        shard = job.shard
+        if shard <= last:
+            raise ValueError(f"plan of {folder}: shard {shard} comes after {last}")
+        planned, last = planned + 1, shard
+        while number is not None and number < shard:
+            extra.append(number)
+            number, made_from = next(committed, _NO_MORE)
+        if number != shard:
+            continue
+        if made_from != job.fingerprint:
+            raise ConfigChangedError(
+                f"shard {folder}/{shard:06d} was made from other inputs than those planned now "
+                "(files added, removed or changed). Use another dataset or name, or --overwrite to make it anew."
+            )
+        number, made_from = next(committed, _NO_MORE)
+    # What is left was not planned; its metadata does not matter.
+    return planned, extra + numbers[numbers > last].tolist()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import ray
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -22,17 +23,19 @@ from uvd.manifests.dataset import Dataset, DatasetError, Shard
 from uvd.manifests.duplicates import Duplicates, read_duplicates
 from uvd.manifests.fingerprint import fingerprint
 from uvd.manifests.image_shard import read_image_shard
+from uvd.manifests.kept_pictures import pictures_kept, why_not_kept
 from uvd.manifests.lease import Lease
 from uvd.manifests.tar import TarError
 from uvd.manifests.tokens import TOKENS_PER_IMAGE
+from uvd.pipeline.executors import ActorExecutor, ray_options
 from uvd.pipeline.progress import ShardReport
 from uvd.pipeline.ray_runtime import LOCAL, ray_runtime
-from uvd.pipeline.runner import ActorExecutor
 from uvd.pipeline.stage import Missing, Stage, StageResult, find_missing, run_stage
 from uvd.pipeline.writing import writing
 from uvd.sequences.errors import DeviceError
+from uvd.sources.resources import ORDINARY, Resources
 from uvd.tokenize.batching import EncodingQueue
-from uvd.tokenize.engine import DECODE_THREADS, tokenize_shard
+from uvd.tokenize.engine import DECODE_THREADS, token_shard_fingerprint, tokenize_shard
 from uvd.tokenize.precision import Flips, flips
 from uvd.tokenize.tokenizer import Precision, Tokenizer, TokenizerError, find_folder, load_tokenizer
 
@@ -79,6 +82,12 @@ class TokenizeSettings:
     decode_threads: int | None = None
     duplicates: str | None = None
     """Name of a pass of `uvd dedup`: what it leaves out is rejected."""
+    resources: Resources = ORDINARY
+    """What an actor takes of a node, besides its GPU."""
+
+    def logged(self) -> dict[str, Any]:
+        """For the run log."""
+        return {**asdict(self), "resources": self.resources.model_dump(exclude_defaults=True)}
 
     def load(self) -> Tokenizer:
         return load_tokenizer(
@@ -90,33 +99,38 @@ class TokenizeSettings:
             encoder_only=True,
         )
 
+    def describe(self, loaded: Tokenizer) -> dict[str, Any]:
+        """What manifests say of how ids were made here and now.
+
+        Args:
+            loaded: what `load` gave; its batch size may have been halved since.
+        """
+        return {
+            "device": torch.cuda.get_device_name(0) if self.device == "cuda" else "cpu",
+            "precision": self.precision,
+            "compiled": self.compiled,
+            "torch": torch.__version__,
+            "batch_size": loaded.batch_size,
+            "tokenizer": loaded.name,
+            "tokenizer_fingerprint": loaded.fingerprint,
+        }
+
 
 class TokenizeActor:
     """Holds one encoder on one device; the shards that it works on at the same time share its batches."""
 
     def __init__(self, settings: TokenizeSettings, decode_threads: int) -> None:
-        import torch
-
+        self._settings = settings
         self._tokenizer = settings.load()
         self._queue = EncodingQueue(self._tokenizer)
         self._decode_threads = decode_threads
-        name = torch.cuda.get_device_name(0) if settings.device == "cuda" else "cpu"
-        self._settings = {
-            "device": name,
-            "precision": settings.precision,
-            "compiled": settings.compiled,
-            "torch": torch.__version__,
-        }
 
     def run(self, job: TokenizeJob) -> ShardReport:
         start = time.perf_counter()
 
         def provenance() -> dict[str, Any]:
             return {
-                **self._settings,
-                "batch_size": self._tokenizer.batch_size,
-                "tokenizer": self._tokenizer.name,
-                "tokenizer_fingerprint": self._tokenizer.fingerprint,
+                **self._settings.describe(self._tokenizer),
                 "image_tar_sha256": job.image_tar_sha256,
                 "config_fingerprint": job.config_fingerprint,
             }
@@ -155,7 +169,7 @@ def plan(
     for shard in dataset.shards(f"sequences/{source}"):
         sha = dataset.metadata(shard)["tar_sha256"]
         marked = duplicates.of_shard(source, shard.number) if duplicates is not None else None
-        made_by = fingerprint([config_fingerprint, sha])
+        made_by = token_shard_fingerprint(config_fingerprint, sha)
         yield TokenizeJob(dataset.address, shard, sha, made_by, config_fingerprint, marked)
 
 
@@ -202,6 +216,7 @@ def tokenize(
         FolderHeldError: if another run makes the same tokens.
         ConfigChangedError: if its tokens were made by another tokenizer of that name, or from other images.
         TokenizerError: if the tokenizer cannot be loaded.
+        PicturesNotKeptError: if tokens are missing of a source whose pictures `uvd build` did not keep.
     """
     console = console or Console(stderr=True)
     unknown = sorted(set(sources) - set(dataset.sources()))
@@ -214,9 +229,18 @@ def tokenize(
     with writing(dataset, folders.values(), console, wait=wait) as lease:
         plans: list[tuple[str, str, Missing[TokenizeJob]]] = []
         for source, folder in folders.items():
+            kept = pictures_kept(dataset, source)
+            if (
+                not kept
+                and dataset.info()["tokens"].get(f"{name}/{source}", {}).get("fingerprint") != entry["fingerprint"]
+            ):
+                raise why_not_kept(source)
             dataset.declare("tokens", f"{name}/{source}", entry, overwrite=overwrite)
             jobs = list(plan(dataset, source, entry["fingerprint"], duplicates))
-            plans.append((source, folder, find_missing(dataset, folder, jobs, overwrite=overwrite)))
+            missing = find_missing(dataset, folder, jobs, overwrite=overwrite and kept)
+            if missing.jobs and not kept:
+                raise why_not_kept(source)
+            plans.append((source, folder, missing))
         yield from run_tokenizing(dataset, plans, settings, lease, num_gpus, address, num_cpus, console)
 
 
@@ -260,16 +284,17 @@ def run_tokenizing(
 
     @functools.cache
     def executor() -> ActorExecutor[TokenizeJob]:
-        return _make_executor(_resolved(settings), num_gpus, jobs)
+        return _make_executor(resolved(settings), num_gpus, jobs)
 
     with ray_runtime(address, num_cpus, ALLOCATOR) if jobs else nullcontext():
         if jobs:
-            _check_gpus(_resolved(settings), num_gpus)
+            if address == LOCAL:
+                check_gpus(resolved(settings), num_gpus)
             if settings.precision != "fp32":
-                _print_flips(_resolved(settings), dataset, [source for source, _, _ in plans], console)
+                _print_flips(resolved(settings), dataset, [source for source, _, _ in plans], console)
         for source, folder, missing in plans:
             stage: Stage[TokenizeJob] = Stage(
-                "tokenize", folder, "images", executor, address, num_cpus, ALLOCATOR, asdict(settings), lease
+                "tokenize", folder, "images", executor, address, num_cpus, ALLOCATOR, settings.logged(), lease
             )
             result = run_stage(dataset, stage, missing, console)
             yield source, result
@@ -277,10 +302,11 @@ def run_tokenizing(
                 return
 
 
-def _check_gpus(settings: TokenizeSettings, num_gpus: int | None) -> None:
-    """
+def check_gpus(settings: TokenizeSettings, num_gpus: int | None) -> None:
+    """Makes sure that Ray has the GPUs.
+
     Raises:
-        DeviceError: if Ray has fewer GPUs than asked for; waiting for them would never end.
+        DeviceError: if this machine has fewer GPUs than asked for; waiting for them would never end.
     """
     there, wanted = int(ray.cluster_resources().get("GPU", 0)), num_gpus or 1
     if settings.device == "cuda" and there < wanted:
@@ -296,25 +322,31 @@ def _print_flips(settings: TokenizeSettings, dataset: Dataset, sources: Sequence
 
 def _make_executor(settings: TokenizeSettings, num_gpus: int | None, jobs: int) -> ActorExecutor[TokenizeJob]:
     """One actor a GPU with several CPUs to decode for it, or one a CPU; no more than there are jobs."""
-    resources = ray.cluster_resources()
-    if settings.device == "cpu":
-        size, cpus_each, threads = int(resources.get("CPU", 1)), 1, settings.decode_threads or DECODE_THREADS
-    else:
-        size = num_gpus or int(resources["GPU"])
-        # As many CPUs as every machine with GPUs has for each of them, or some actors would never find a place.
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) >= 1]
-        cpus_each = max(1, min(GPU_DECODE_THREADS, *(int(node.get("CPU", 1) // node["GPU"]) for node in nodes)))
-        threads = settings.decode_threads or cpus_each
-    actor = ray.remote(
-        num_cpus=cpus_each,
-        num_gpus=0 if settings.device == "cpu" else 1,
-        max_restarts=0,
-        max_concurrency=SHARDS_AT_ONCE,
-    )(TokenizeActor)
-    return ActorExecutor(lambda: actor.remote(settings, threads), max(1, min(size, jobs)), SHARDS_AT_ONCE)
+    on_gpu = settings.device != "cpu"
+    cpus_each, threads = _cpus_for_a_gpu() if on_gpu else (1, DECODE_THREADS)
+    threads = settings.decode_threads or threads
+    demand = settings.resources.demand(cpus_each) | ({"GPU": 1.0} if on_gpu else {})
+    actor = ray.remote(**ray_options(demand), max_restarts=0, max_concurrency=SHARDS_AT_ONCE)(TokenizeActor)
+    return ActorExecutor(
+        lambda: actor.remote(settings, threads),
+        demand,
+        wanted=num_gpus if on_gpu else None,
+        most=jobs,
+        jobs_each=SHARDS_AT_ONCE,
+    )
 
 
-def _resolved(settings: TokenizeSettings) -> TokenizeSettings:
+def _cpus_for_a_gpu() -> tuple[int, int]:
+    """(CPUs that an actor reserves, threads that decode for it)."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) >= 1]
+    if not nodes:  # one that an autoscaler will bring
+        return 1, GPU_DECODE_THREADS
+    # As many as every machine with GPUs has for each of them, or some actors would never find a place.
+    each = max(1, min(GPU_DECODE_THREADS, *(int(node.get("CPU", 1) // node["GPU"]) for node in nodes)))
+    return each, each
+
+
+def resolved(settings: TokenizeSettings) -> TokenizeSettings:
     """`auto` is a GPU if Ray has one, on whatever machine."""
     if settings.device != "auto":
         return settings

@@ -22,10 +22,11 @@ from uvd.manifests.verify import (
     survey_folders,
 )
 from uvd.manifests.verify_findings import Finding, Kind, Verification
+from uvd.pipeline.executors import TaskExecutor
 from uvd.pipeline.ingest import ALLOCATOR
 from uvd.pipeline.progress import LINE_EVERY_S
 from uvd.pipeline.ray_runtime import LOCAL, ray_runtime
-from uvd.pipeline.runner import TaskExecutor, run_jobs
+from uvd.pipeline.runner import run_jobs
 from uvd.sequences.stopping import stop_on_signals
 
 FEW_SHARDS, FEW_BYTES = 1000, 1 << 30
@@ -85,7 +86,10 @@ class VerifyProgress:
         found = [Finding(job.bunch.folder, number, "", Kind.UNREACHABLE, last) for number in job.bunch.numbers]
         self.done(job, Checked(len(found), 0, 0, found))
 
-    def tick(self) -> None:
+    def lacking(self, what: str) -> None:
+        self._console.print(f"verifying: waiting for the cluster: {what}", style="yellow", markup=False)
+
+    def tick(self, in_flight: int, waiting: int) -> None:
         now = time.monotonic()
         if self._console.is_terminal or now - self._last_line < LINE_EVERY_S:
             return

@@ -25,6 +25,7 @@ from uvd.sequences.layouts import LAYOUTS
 from uvd.sequences.reject import RejectedInput
 from uvd.sequences.seeds import split_of
 from uvd.sequences.stages import StageTimes
+from uvd.sources.resources import ORDINARY, Resources
 
 _NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,39}$")
 
@@ -68,6 +69,8 @@ class SourceConfig(BaseModel):
 
     limit: int | None = Field(None, ge=1)
     """Plan only the first inputs, to try things out."""
+    resources: Resources = Field(ORDINARY, json_schema_extra=NOT_DATA)
+    """What a job takes of a machine: `{num_cpus: 2, memory_gb: 4, custom: {render: 1}}`."""
 
     @field_validator("name")
     @classmethod

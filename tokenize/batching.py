@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from uvd.sequences import IMAGE_SIZE
-from uvd.tokenize.tokenizer import TokenizerError
+from uvd.tokenize.encoded import EncodedSequence, TokenizerError
 
-T = TypeVar("T")
 BUFFERS = 4
 IN_FLIGHT = 2
 """Batches given to the device before the oldest is waited for."""
@@ -46,37 +45,6 @@ class Encoder(Protocol):
     def pinned(self) -> bool: ...
 
     def launch(self, images: torch.Tensor) -> Launched: ...
-
-
-class EncodedSequence:
-    """The ids of one sequence, complete some time after its pictures were added."""
-
-    def __init__(self, images: int, tokens: int) -> None:
-        self._ids = np.zeros((images, tokens), np.uint16)
-        self._missing = images
-        self._done = threading.Event()
-        if not images:
-            self._done.set()
-        self._error: Exception | None = None
-
-    @property
-    def done(self) -> bool:
-        return self._done.is_set()
-
-    def result(self) -> NDArray[np.uint16] | Exception:
-        """Waits for the `(images, tokens)` ids; an error if the model failed or gave no numbers for a picture."""
-        self._done.wait()
-        return self._ids if self._error is None else self._error
-
-    def put(self, number: int, ids: NDArray[np.uint16]) -> None:
-        self._ids[number] = ids
-        self._missing -= 1
-        if not self._missing:
-            self._done.set()
-
-    def fail(self, error: Exception) -> None:
-        self._error = error
-        self._done.set()
 
 
 @dataclass
@@ -209,23 +177,3 @@ class EncodingQueue:
             batch.targets.clear()
             self._free.append(batch)
             self._changed.notify_all()
-
-
-def encode_all(
-    sequences: Iterable[tuple[T, list[NDArray[np.uint8]]]], queue: EncodingQueue
-) -> Generator[tuple[T, NDArray[np.uint16] | Exception], None, None]:
-    """Encodes (name, pictures) pairs.
-
-    Yields:
-        (name, ids `(images, tokens)` or why there are none), in order, as soon as it and those before it are done.
-    """
-    waiting: deque[tuple[T, EncodedSequence]] = deque()
-    with queue.feeding():
-        for name, pictures in sequences:
-            waiting.append((name, queue.add(pictures)))
-            while waiting and waiting[0][1].done:
-                done, encoded = waiting.popleft()
-                yield done, encoded.result()
-    while waiting:
-        done, encoded = waiting.popleft()
-        yield done, encoded.result()

@@ -1,7 +1,8 @@
 """The tokenizing engine: one image shard in, one committed token shard out.
 
 Pictures are decoded ahead in threads (libjpeg-turbo and zlib release the GIL) while the model encodes. Several shards
-share one `EncodingQueue`, which keeps its batches full and of one shape: ids do not depend on neighbours.
+share one `EncodingQueue` (`tokenize.batching`), which keeps its batches full and of one shape: ids do not depend on
+neighbours.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from numpy.typing import NDArray
 from uvd.manifests.codec import CodecError
 from uvd.manifests.dataset import Dataset, Shard
 from uvd.manifests.duplicates import Duplicates
+from uvd.manifests.fingerprint import fingerprint
 from uvd.manifests.image_shard import StoredSequence, read_image_shard
 from uvd.manifests.token_shard import TokenCounts, TokenShardWriter
 from uvd.sequences import Reason
-from uvd.tokenize.batching import EncodingQueue, encode_all
-from uvd.tokenize.tokenizer import TokenizerError
+from uvd.tokenize.encoded import PictureQueue, TokenizerError, encode_all
 
 DECODE_THREADS = 2
 SEQUENCES_AHEAD = 8
@@ -41,12 +42,22 @@ class Decoded:
     reason: Reason = Reason.UNREADABLE
 
 
+def token_shard_fingerprint(config_fingerprint: str, image_tar_sha256: str) -> str:
+    """Says what a token shard is made of.
+
+    Args:
+        config_fingerprint: of the tokenizer and how it is used, as `dataset.json` records it.
+        image_tar_sha256: of the image shard.
+    """
+    return fingerprint([config_fingerprint, image_tar_sha256])
+
+
 def tokenize_shard(
     dataset: Dataset,
     shard: Shard,
     tokenizer_name: str,
-    queue: EncodingQueue,
-    fingerprint: str,
+    queue: PictureQueue,
+    made_by: str,
     provenance: Callable[[], dict[str, Any]],
     decode_threads: int = DECODE_THREADS,
     duplicates: Duplicates | None = None,
@@ -56,6 +67,7 @@ def tokenize_shard(
     A sequence with a damaged picture is rejected with its key and the decoder's message; the rest goes on.
 
     Args:
+        made_by: the shard's fingerprint.
         provenance: asked at the end, when a batch size that had to be halved has settled.
         duplicates: marks of `uvd dedup`; sequences that they leave out are rejected as near-duplicates.
 
@@ -72,8 +84,8 @@ def tokenize_shard(
         # Closed at once when something fails, or the queue would wait for more pictures of this shard.
         with closing(encode_all(good, queue)) as encoded:
             for row, codes in encoded:
-                writer.add(row, _checked(codes, row, shard))
-        return writer.commit(num_inputs, fingerprint, provenance())
+                writer.add(row, checked(codes, row, shard))
+        return writer.commit(num_inputs, made_by, provenance())
 
 
 def _left_out(dataset: Dataset, shard: Shard, duplicates: Duplicates | None) -> dict[int, Decoded]:
@@ -89,7 +101,12 @@ def _left_out(dataset: Dataset, shard: Shard, duplicates: Duplicates | None) -> 
     }
 
 
-def _checked(codes: NDArray[np.uint16] | Exception, row: dict[str, Any], shard: Shard) -> NDArray[np.uint16]:
+def checked(codes: NDArray[np.uint16] | Exception, row: dict[str, Any], shard: Shard) -> NDArray[np.uint16]:
+    """The ids of a sequence of an image shard.
+
+    Raises:
+        TokenizerError: if there are none; names shard and sequence.
+    """
     if isinstance(codes, Exception):
         raise TokenizerError(f"image shard {shard.folder}/{shard.name}, sequence {row['key']}: {codes}") from codes
     return codes

@@ -9,15 +9,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from uvd.sequences.errors import UserError
+from uvd.tokenize.encoded import TokenizerError
 from uvd.tokenize.vqgan import VQGAN
 
 DECODER_KEYS = ("decoder.", "post_quant_conv.")
 MAX_WEIGHTS_BYTES = 16 << 30
-
-
-class TokenizerError(UserError):
-    """A tokenizer that cannot be loaded or used; the message names file and keys."""
 
 
 def weights_file(folder: Path) -> Path:

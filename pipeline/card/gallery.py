@@ -16,6 +16,7 @@ from PIL import Image
 from uvd.manifests.codec import CodecError
 from uvd.manifests.dataset import Dataset, Shard
 from uvd.manifests.image_shard import read_sequence
+from uvd.manifests.kept_pictures import pictures_kept, why_not_kept
 from uvd.manifests.tar import TarError
 from uvd.sequences import Seeds
 
@@ -65,10 +66,13 @@ def draw_gallery(dataset: Dataset, seed: int, each: int = 4) -> Gallery:
         each: strips of a source and layout, at most; fewer if there would be more than `MAX_STRIPS`.
     """
     chosen: list[list[tuple[Shard, dict[str, Any]]]] = []
+    unreadable: list[tuple[str, str]] = []
     for source in dataset.sources():
+        if not pictures_kept(dataset, source):
+            unreadable.append((source, str(why_not_kept(source))))
+            continue
         chosen += _rows(dataset, source, Seeds(seed, ("card", source)).generator(), each)
     strips: list[Strip] = []
-    unreadable: list[tuple[str, str]] = []
     # The first of each group before the second of any.
     turns = [group[number] for number in range(each) for group in chosen if number < len(group)]
     for shard, row in turns[:MAX_STRIPS]:

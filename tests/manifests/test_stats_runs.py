@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
 
 import pytest
 
 from uvd.manifests import Dataset
-from uvd.manifests.runs import read_runs, stage_costs
+from uvd.manifests.runs import part, read_runs, stage_costs
 from uvd.manifests.sql import query
 from uvd.manifests.stats import statistics
+from uvd.pipeline import runlog
 from uvd.pipeline.runlog import RunLog
+from uvd.sequences.object_stores import ObjectStoreError
 
 SECONDS = {"total": 2.0, "encode": 1.5, "commit": 0.5}
 
@@ -91,3 +95,66 @@ def test_cost_by_stage_is_time_by_images(dataset):
 def test_without_runs_there_is_no_cost(dataset):
     assert read_runs(dataset).num_rows == 0
     assert stage_costs([]) == []
+
+
+@pytest.fixture
+def remote(dataset, monkeypatch):
+    """The same dataset, written and read as one on an object store is: whole files, no appending."""
+    monkeypatch.setattr(dataset.storage, "local_root", None)
+    monkeypatch.setattr(runlog, "PART_LINES", 10)
+    (Path(dataset.uri) / "runs").mkdir(parents=True)
+    return dataset
+
+
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("shards", [0, 8, 9, 35])
+def test_a_log_in_parts_is_read_as_one(remote, shards, ended):
+    path = write_log(remote, shards, ended=ended)
+    parts = sorted(remote.storage.list("runs"))
+    written = shards if ended else (shards + 1) // 10 * 10  # a killed run loses what it had not put yet
+    assert parts == [part(path, number).removeprefix("runs/") for number in range(len(parts))]
+    assert len(parts) == 1 + (-(-(shards + 2) // 10) if ended else (shards + 1) // 10)
+    (run,) = read_runs(remote).to_pylist()
+    assert (run["run"], run["ended"]) == (path.removeprefix("runs/"), ended)
+    assert (run["shards"], run["images"]) == (min(written, shards), 10 * min(written, shards))
+    assert json.loads(remote.storage.read(path))["event"] == "start"  # alone, and at once
+
+
+def test_a_log_holds_few_lines_whatever_the_run_makes(remote):
+    log = RunLog(remote.storage, "ingest", "laion")
+    for shard in range(1000):
+        log.event("shard", shard=shard)
+        assert len(log._waiting) < 1000
+    log.close()
+
+
+def test_a_part_is_put_after_some_time_too(remote, monkeypatch):
+    log = RunLog(remote.storage, "ingest", "laion")
+    log.event("shard", shard=0, counts={}, seconds={})
+    assert read_runs(remote)["shards"].to_pylist() == [0]
+    later = time.monotonic() + runlog.PART_S
+    monkeypatch.setattr(runlog.time, "monotonic", lambda: later)
+    log.event("shard", shard=1, counts={}, seconds={})
+    assert read_runs(remote)["shards"].to_pylist() == [2]
+
+
+def test_a_store_that_fails_for_a_while_costs_no_line_and_ends_no_run(remote, monkeypatch, capsys):
+    def down(*_: object) -> None:
+        raise ObjectStoreError("the store is down")
+
+    log, other = RunLog(remote.storage, "ingest", "laion"), RunLog(remote.storage, "ingest", "photos")
+    with monkeypatch.context() as broken:
+        broken.setattr(remote.storage, "put", down)
+        for shard in range(25):
+            log.event("shard", shard=shard, counts={}, seconds={})
+        other.close()
+    assert f"{other.path} could not be written to its end: the store is down" in capsys.readouterr().err
+    log.close()
+    assert capsys.readouterr().err == ""
+    assert sorted(read_runs(remote)["shards"].to_pylist()) == [0, 25]
+
+
+def test_parts_without_their_first_are_no_log(remote):
+    path = write_log(remote, 20)
+    remote.storage.delete(path)
+    assert read_runs(remote).num_rows == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import shutil
+import sys
 import zlib
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from manifest_support import change_metadata, declare, drop_metadata, write_image_shard, write_token_shard
 
-from uvd.manifests import Dataset, DatasetError, block_reader, blocks
+from uvd.manifests import Dataset, DatasetError, blocks
 from uvd.manifests import survey as survey_module
 from uvd.manifests.dataset import Shard
 from uvd.manifests.stats_index import INDEX
@@ -236,7 +237,7 @@ def test_progress_adds_up(dataset):
 
 
 def test_a_helper_that_dies_is_an_error(dataset, monkeypatch):
-    monkeypatch.setattr(block_reader.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match="ended with 1"):
         survey(dataset, processes=2)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import ray
 
+from uvd.pipeline.executors import ActorExecutor, TaskExecutor
 from uvd.pipeline.ray_runtime import ray_runtime
-from uvd.pipeline.runner import ActorExecutor, TaskExecutor, run_jobs
+from uvd.pipeline.runner import run_jobs
 from uvd.sequences.stopping import Stop
 
 
@@ -28,6 +29,7 @@ class Recorder:
     finished: list[int] = field(default_factory=list)
     retries: list[tuple[int, int]] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
+    lacked: list[str] = field(default_factory=list)
     stop_after: int | None = None
     stop: Stop = field(default_factory=Stop)
 
@@ -42,7 +44,10 @@ class Recorder:
     def failed(self, job: int, error: str) -> None:
         self.failures[job] = error
 
-    def tick(self) -> None:
+    def lacking(self, what: str) -> None:
+        self.lacked.append(what)
+
+    def tick(self, in_flight: int, waiting: int) -> None:
         pass
 
 
@@ -140,7 +145,7 @@ class Fragile:
 def test_a_dead_actor_is_replaced(runtime, tmp_path):
     actor = ray.remote(num_cpus=1)(Fragile)
     recorder = Recorder()
-    executor = ActorExecutor(lambda: actor.remote(str(tmp_path / "died")), 1)
+    executor = ActorExecutor(lambda: actor.remote(str(tmp_path / "died")), {"CPU": 1.0}, most=1)
     result = run_jobs(iter(range(6)), executor, recorder, Stop())
     assert result.complete
     assert sorted(recorder.finished) == list(range(6))
@@ -160,7 +165,7 @@ class Poisoned:
 def test_a_poison_job_takes_others_with_it_only_once(runtime):
     actor = ray.remote(num_cpus=1, max_concurrency=2)(Poisoned)
     recorder = Recorder()
-    result = run_jobs(iter(range(8)), ActorExecutor(actor.remote, 1, 2), recorder, Stop())
+    result = run_jobs(iter(range(8)), ActorExecutor(actor.remote, {"CPU": 1.0}, most=1, jobs_each=2), recorder, Stop())
     assert sorted(recorder.finished) == [0, 1, 2, 4, 5, 6, 7]
     assert list(result.failed) == ["3"]
     assert [attempt for job, attempt in recorder.retries if job == 3] == [2, 3]

@@ -15,7 +15,8 @@ from uvd.manifests.image_shard import ImageShardWriter
 from uvd.manifests.token_shard import iter_token_shard
 from uvd.manifests.tokens import unframe
 from uvd.sequences import Picture, VisualSequence
-from uvd.tokenize.batching import EncodingQueue, encode_all
+from uvd.tokenize.batching import EncodingQueue
+from uvd.tokenize.encoded import encode_all
 from uvd.tokenize.engine import tokenize_shard
 from uvd.tokenize.precision import flips
 from uvd.tokenize.tokenizer import TokenizerError, load_tokenizer

@@ -1,0 +1,1 @@
+"""The failure campaign: seeded faults against `uvd` on a Ray cluster of several nodes on this machine."""
