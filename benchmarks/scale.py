@@ -246,14 +246,16 @@ def write_committed(dataset: Dataset, plan: PlanFile[IngestJob], times: NDArray[
 
 
 class Clock:
-    """Real seconds of each part, as they pass."""
+    """Real seconds of each part as they pass, and processor seconds, those of ended readers among them."""
 
     def __init__(self, into: dict[str, Any]) -> None:
-        self._into, self._last = into, time.perf_counter()
+        self._into, self._last, self._used = into, time.perf_counter(), sum(os.times()[:4])
+        self._into["processor_seconds"] = {}
 
     def stop(self, name: str) -> float:
-        now = time.perf_counter()
+        now, used = time.perf_counter(), sum(os.times()[:4])
         self._into[name], self._last = now - self._last, now
+        self._into["processor_seconds"][name], self._used = used - self._used, used
         print(f"{name} {self._into[name]:,.1f}", flush=True)
         return float(self._into[name])
 

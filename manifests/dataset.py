@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from uvd import __version__
 from uvd.manifests.fingerprint import differences
+from uvd.manifests.footer import read_footer
 from uvd.manifests.schema import read_metadata
 from uvd.manifests.storage import Storage
 from uvd.sequences.errors import UserError
@@ -296,6 +297,10 @@ class Dataset:
 
     def metadata(self, shard: Shard) -> dict[str, Any]:
         """The `uvd` metadata of a shard's manifest: reads the footer only."""
+        text = read_footer(self.storage.full(shard.manifest)) if self.storage.local_root is not None else None
+        if text is not None:
+            found: dict[str, Any] = json.loads(text)
+            return found
         with self.storage.open(shard.manifest) as file:
             return read_metadata(pq.read_schema(file), shard.manifest)
 

@@ -5,7 +5,6 @@ The processes are `python -m uvd.manifests.essences`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
@@ -16,7 +15,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from uvd.manifests.dataset import Dataset, DatasetError, Shard
-from uvd.manifests.footer import read_footer
 from uvd.manifests.reader_process import ReaderProcess, processes_for, serve
 from uvd.manifests.schema import ManifestError
 from uvd.sequences.object_stores import ObjectStoreError
@@ -89,8 +87,7 @@ def read_essence(dataset: Dataset, shard: Shard) -> list[Any]:
         DatasetError: if there is no manifest of uvd.
     """
     try:
-        text = read_footer(dataset.storage.full(shard.manifest)) if dataset.storage.local_root is not None else None
-        metadata = dataset.metadata(shard) if text is None else json.loads(text)
+        metadata = dataset.metadata(shard)
         counts = [metadata.get(name) for name in COUNTED]
         row = [shard.number, metadata["fingerprint"], *counts]
         if not isinstance(row[1], str) or not all(count is None or _is_count(count) for count in counts):

@@ -18,13 +18,12 @@ from rich.console import Console
 
 from uvd.manifests.dataset import Dataset
 from uvd.manifests.lease import Lease
-from uvd.pipeline.build_shard import BuildJob, build_shard
+from uvd.pipeline.build_shard import BuildActor, BuildJob, build_with
 from uvd.pipeline.config import config_entry
 from uvd.pipeline.encoding_service import RunningService
 from uvd.pipeline.executors import ActorExecutor, Executor, TaskExecutor, ray_options
 from uvd.pipeline.ingest import ALLOCATOR, IngestJob, declare_and_compare, plan_file
 from uvd.pipeline.plan_file import PlanFile
-from uvd.pipeline.progress import ShardReport
 from uvd.pipeline.ray_runtime import LOCAL, ray_runtime
 from uvd.pipeline.stage import Missing, MissingJobs, Stage, StageResult, find_missing, run_stage
 from uvd.pipeline.tokenizing import TokenizeSettings, check_gpus, plan, resolved, tokens_entry
@@ -60,16 +59,6 @@ class _Plan:
 
     def __iter__(self) -> Iterator[BuildJob]:
         return (BuildJob(job, *self._about) for job in self._inputs)
-
-
-class BuildActor:
-    """Makes shards one after another, so that networks of a source are loaded once."""
-
-    def __init__(self, service: Any) -> None:
-        self._service = service
-
-    def run(self, job: BuildJob) -> ShardReport:
-        return build_shard(job, self._service)
 
 
 def build(
@@ -203,14 +192,8 @@ class BuildExecutor(TaskExecutor[BuildJob]):
     """Tasks beside the actors that encode for them."""
 
     def __init__(self, config: SourceConfig, running: RunningService) -> None:
+        super().__init__(build_with(running.service), source_class(config.source).num_cpus, config.resources)
         self._running = running
-        service = running.service
-
-        def build_shard_beside(job: BuildJob) -> ShardReport:
-            return build_shard(job, service)
-
-        build_shard_beside.__qualname__ = build_shard_beside.__name__ = build_shard.__name__
-        super().__init__(build_shard_beside, source_class(config.source).num_cpus, config.resources)
 
     def has_room(self, in_flight: int) -> bool:
         self._running.check()

@@ -7,54 +7,22 @@ placed anew never waits for a core that a task holds which waits for it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from uvd.manifests.tokens import TOKENS_PER_IMAGE
-from uvd.pipeline.encoding_client import Allowance, EncodedCall, EncodingService
+from uvd.pipeline.encoding_actor import EncodingActor
+from uvd.pipeline.encoding_client import Allowance, EncodingService
 from uvd.pipeline.executors import places
 from uvd.pipeline.tokenizing import ALLOCATOR, TokenizeSettings
 from uvd.sources.resources import Demand
-from uvd.tokenize.batching import EncodingQueue
 from uvd.tokenize.encoded import TokenizerError
 
 CALLS_AT_ONCE = 16
 """Threads of an actor; each waits for the ids of its call."""
 CALL_RETRIES = 2
 """A call that was lost with its actor so often is not made again: its pictures may be why."""
-
-
-class EncodingActor:
-    """Holds one encoder on one device; calls share its batches."""
-
-    def __init__(self, settings: TokenizeSettings) -> None:
-        self._settings = settings
-        self._tokenizer = settings.load()
-        self._queue = EncodingQueue(self._tokenizer)
-
-    def ready(self) -> None:
-        """Returns when the network is loaded."""
-
-    def encode(self, pictures: NDArray[np.uint8]) -> EncodedCall:
-        """Encodes `(n, 256, 256, 3)` uint8 RGB."""
-        with self._queue.feeding():
-            parts = [self._queue.add([picture]) for picture in pictures]
-        ids, errors = np.zeros((len(pictures), TOKENS_PER_IMAGE), np.uint16), dict[int, str]()
-        for place, part in enumerate(parts):
-            result = part.result()
-            if isinstance(result, Exception):
-                errors[place] = str(result)
-            else:
-                ids[place] = result[0]
-        if self._queue.broken:
-            # A failed device stays failed for this process: Ray starts another, perhaps elsewhere, and calls it again.
-            os._exit(1)
-        return EncodedCall(ids, errors, self._settings.describe(self._tokenizer))
 
 
 class RunningService:

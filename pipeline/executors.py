@@ -177,6 +177,7 @@ class ActorExecutor(Generic[J]):
         self._wanted, self._most = wanted, most
         self._jobs_each = jobs_each
         self._load: dict[Any, int] = {}
+        self._starting: dict[Any, ray.ObjectRef] = {}
         self._running: dict[ray.ObjectRef, tuple[Any, int]] = {}
         self._grow()
 
@@ -187,20 +188,34 @@ class ActorExecutor(Generic[J]):
 
     def _grow(self) -> None:
         for _ in range(self._size() - len(self._load)):
-            self._load[self._make_actor()] = 0
+            actor = self._make_actor()
+            self._load[actor] = 0
+            self._starting[actor] = actor.__ray_ready__.remote()
+
+    def _usable(self) -> dict[Any, int]:
+        """Actors to give jobs to, and what they have: those that have started, or all as long as none has.
+
+        One that takes the place of a dead one may wait for a node for ever.
+        """
+        if self._starting:
+            over, _ = ray.wait(list(self._starting.values()), num_returns=len(self._starting), timeout=0)
+            self._starting = {actor: ref for actor, ref in self._starting.items() if ref not in over}
+        started = {actor: load for actor, load in self._load.items() if actor not in self._starting}
+        return started or self._load
 
     def places(self) -> int:
-        return len(self._load) * self._jobs_each if self._cluster.places() else 0
+        return len(self._usable()) * self._jobs_each if self._cluster.places() else 0
 
     def has_room(self, in_flight: int) -> bool:
         self._grow()
-        return min(self._load.values()) < self._jobs_each
+        return min(self._usable().values()) < self._jobs_each
 
     def submit(
         self, job: J, *, alone: bool = False, avoid: Collection[str] | None = None
     ) -> tuple[ray.ObjectRef, str] | None:
         """Gives the job to the least busy actor; `alone` to one that is idle, which gets no other meanwhile."""
-        actor = min(self._load, key=self._load.__getitem__)
+        usable = self._usable()
+        actor = min(usable, key=usable.__getitem__)
         if alone and self._load[actor]:
             return None
         share = self._jobs_each if alone else 1
@@ -225,6 +240,7 @@ class ActorExecutor(Generic[J]):
 
     def _end(self, actor: Any) -> None:
         if self._load.pop(actor, None) is not None:
+            self._starting.pop(actor, None)
             ray.kill(actor)
             self._grow()
 

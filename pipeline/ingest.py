@@ -24,6 +24,7 @@ from uvd.pipeline.progress import ShardReport
 from uvd.pipeline.ray_runtime import LOCAL
 from uvd.pipeline.retries import parts_of, plan_round, round_units, rounds, start_round
 from uvd.pipeline.stage import Missing, Stage, StageResult, find_missing, run_stage
+from uvd.pipeline.worker_logging import shard_context
 from uvd.pipeline.writing import writing
 from uvd.renderers.estimators.config import EstimateConfig
 from uvd.sequences import Example, Reject, Seeds
@@ -115,7 +116,8 @@ def plan_file(
 
 def make_shard(job: IngestJob) -> ShardReport:
     """Makes and commits one image shard; runs in a worker, or anywhere."""
-    report, _ = ingest_shard(job, exhaust)
+    with shard_context("ingest", job.folder, job.shard):
+        report, _ = ingest_shard(job, exhaust)
     return report
 
 

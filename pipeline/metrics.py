@@ -17,6 +17,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+import ray
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from uvd.pipeline.progress import ShardJob, ShardReport
@@ -112,6 +113,11 @@ def _reasons(report: ShardReport) -> dict[str, int]:
 def _label(value: str) -> str:
     """Ray refuses labels that are not ASCII."""
     return value.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def device_label(device: str) -> str:
+    """Which device of its node this worker has, such as `cuda:1`."""
+    return f"cuda:{ray.get_gpu_ids()[0]}" if device == "cuda" else device
 
 
 class DeviceMetrics:

@@ -68,6 +68,33 @@ class Observer(Protocol[J_contra, R_contra]):
         """Several times a second: jobs that are submitted, and that wait for another attempt."""
 
 
+class Observers(Generic[J_contra, R_contra]):
+    """Tells several."""
+
+    def __init__(self, *observers: Observer[J_contra, R_contra]) -> None:
+        self._observers = observers
+
+    def done(self, job: J_contra, report: R_contra) -> None:
+        for observer in self._observers:
+            observer.done(job, report)
+
+    def retrying(self, job: J_contra, attempt: int, error: str) -> None:
+        for observer in self._observers:
+            observer.retrying(job, attempt, error)
+
+    def failed(self, job: J_contra, error: str) -> None:
+        for observer in self._observers:
+            observer.failed(job, error)
+
+    def lacking(self, what: str) -> None:
+        for observer in self._observers:
+            observer.lacking(what)
+
+    def tick(self, in_flight: int, waiting: int) -> None:
+        for observer in self._observers:
+            observer.tick(in_flight, waiting)
+
+
 class Completions(Protocol):
     """Tells when jobs are over, and what time it is."""
 
@@ -302,8 +329,11 @@ def _is_crash(error: BaseException | None) -> bool:
 def _explained(error: BaseException) -> tuple[str, bool]:
     """(what to tell a person, whether another attempt may succeed)."""
     if isinstance(error, ray_errors.RayTaskError) and not isinstance(error.cause, SYSTEM_FAILURES):
-        text = explain(error.cause) if is_store_failure(error.cause) else str(error)
-        return text, isinstance(error.cause, OSError)
+        if is_store_failure(error.cause):
+            return explain(error.cause), True
+        if isinstance(error.cause, OSError):  # of the machine, not of the code: where it happened says nothing
+            return f"{type(error.cause).__name__}: {error.cause}", True
+        return str(error), False
     # Or a task had asked something of another process that died.
     cause = error.cause if isinstance(error, ray_errors.RayTaskError) else error
     first_line = str(cause).strip().partition("\n")[0]

@@ -21,10 +21,11 @@ from uvd.manifests.dataset import ConfigChangedError, Dataset
 from uvd.manifests.essences import COUNTED, read_essences
 from uvd.manifests.lease import Lease
 from uvd.pipeline.executors import Executor
-from uvd.pipeline.progress import RunProgress
+from uvd.pipeline.metrics import RunMetrics
+from uvd.pipeline.progress import RunProgress, ShardReport
 from uvd.pipeline.ray_runtime import LOCAL, ray_runtime
 from uvd.pipeline.runlog import RunLog
-from uvd.pipeline.runner import RunResult, run_jobs
+from uvd.pipeline.runner import Observers, RunResult, run_jobs
 from uvd.sequences.stopping import stop_on_signals
 
 
@@ -200,13 +201,22 @@ def run_stage(dataset: Dataset, stage: Stage[J], missing: Missing[J], console: C
             stage.lease.call_when_lost(stop.request)
         log = RunLog(dataset.storage, stage.name, stage.folder.partition("/")[2], stage.settings)
         progress = RunProgress(f"{stage.name} {stage.folder}", len(missing.jobs), log, console, stage.unit)
+        metrics = RunMetrics(stage.name, stage.folder.partition("/")[2])
+        watching: Observers[J, ShardReport] = Observers(progress, metrics)
         try:
             executor = stage.make_executor()
-            result.run = run_jobs(iter(missing.jobs), executor, progress, stop, lambda job: f"{job.shard:06d}")
+            result.run = run_jobs(iter(missing.jobs), executor, watching, stop, lambda job: f"{job.shard:06d}")
         finally:
+            metrics.close()
             progress.close()
             log.close(**progress.summary(), failed=sorted(result.run.failed), interrupted=result.run.interrupted)
-    dataset.sweep(stage.folder)
+    try:
+        dataset.sweep(stage.folder)
+    except OSError as error:
+        if result.run.complete:
+            raise
+        # Of a run that failed anyway this says nothing new, and its own result must not be lost.
+        console.print(f"{stage.folder} could not be cleaned up: {error}", style="yellow", markup=False)
     totals.update(progress.counts)
     result.reasons = progress.reasons
     return result

@@ -28,9 +28,11 @@ from uvd.manifests.lease import Lease
 from uvd.manifests.tar import TarError
 from uvd.manifests.tokens import TOKENS_PER_IMAGE
 from uvd.pipeline.executors import ActorExecutor, ray_options
+from uvd.pipeline.metrics import DeviceMetrics, device_label
 from uvd.pipeline.progress import ShardReport
 from uvd.pipeline.ray_runtime import LOCAL, ray_runtime
 from uvd.pipeline.stage import Missing, Stage, StageResult, find_missing, run_stage
+from uvd.pipeline.worker_logging import shard_context
 from uvd.pipeline.writing import writing
 from uvd.sequences.errors import DeviceError
 from uvd.sources.resources import ORDINARY, Resources
@@ -124,8 +126,13 @@ class TokenizeActor:
         self._tokenizer = settings.load()
         self._queue = EncodingQueue(self._tokenizer)
         self._decode_threads = decode_threads
+        self._metrics = DeviceMetrics(device_label(settings.device), self._queue.busy_seconds)
 
     def run(self, job: TokenizeJob) -> ShardReport:
+        with shard_context("tokenize", job.image_shard.folder.partition("/")[2], job.shard):
+            return self._run(job)
+
+    def _run(self, job: TokenizeJob) -> ShardReport:
         start = time.perf_counter()
 
         def provenance() -> dict[str, Any]:

@@ -9,6 +9,7 @@ input.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -73,6 +74,7 @@ class EncodingQueue:
         self._closed = False
         self.broken = False
         """The device itself failed: nothing that this process asks of it can succeed any more."""
+        self._busy_s, self._busy_since = 0.0, 0.0
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="encoding", daemon=True)
         self._thread.start()
@@ -89,6 +91,11 @@ class EncodingQueue:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
+
+    def busy_seconds(self) -> float:
+        """Seconds in which the device had a batch, until now; from any thread."""
+        since = self._busy_since
+        return self._busy_s + (time.monotonic() - since if since else 0.0)
 
     @contextmanager
     def feeding(self) -> Iterator[None]:
@@ -145,12 +152,16 @@ class EncodingQueue:
                 return
             if batch is not None:
                 batch.tensor[len(batch.targets) :] = 0
+                self._busy_since = self._busy_since or time.monotonic()
                 try:
                     in_flight.append((batch, self._encoder.launch(batch.tensor)))
                 except Exception as error:  # noqa: BLE001 - whatever it is, those who wait for the batch get it
                     self._fail(batch, error)
             if in_flight and (batch is None or len(in_flight) >= IN_FLIGHT):
                 self._settle(*in_flight.popleft())
+            if not in_flight:
+                since, self._busy_since = self._busy_since, 0.0
+                self._busy_s += time.monotonic() - since
 
     def _settle(self, batch: _Batch, launched: Launched) -> None:
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from build_support import SETTINGS, TOKENIZER, in_two_steps
 from commands_support import committed, finished, kill_worker, uvd, wait_for
+from rich.console import Console
 from tests_support import dataset_bytes, write_photo
 from video_support import write_clip
 
@@ -18,13 +19,19 @@ from uvd.manifests import Dataset
 from uvd.manifests.dataset import ConfigChangedError
 from uvd.manifests.kept_pictures import PicturesNotKeptError
 from uvd.manifests.verify import verify
+from uvd.pipeline.browse.catalog import Catalog
+from uvd.pipeline.browse.pictures import Pictures
 from uvd.pipeline.build_config import read_build_config
 from uvd.pipeline.building import BuildOptions, build
+from uvd.pipeline.card.gallery import draw_gallery
 from uvd.pipeline.config import ConfigError
 from uvd.pipeline.ingest import ingest
-from uvd.pipeline.ray_runtime import ray_runtime
+from uvd.pipeline.ray_runtime import LOCAL, ray_runtime
+from uvd.pipeline.repair_plan import Means
+from uvd.pipeline.repairing import repair
 from uvd.pipeline.showing import sequence_sheet
 from uvd.pipeline.tokenizing import tokenize
+from uvd.pipeline.writing import writing
 from uvd.sources import SourceConfig
 
 CONFIG = """
@@ -126,8 +133,31 @@ def test_without_pictures(local_ray, sources, calm, tmp_path):
             command()
     assert dataset_bytes(out) == before
     assert sequence_sheet(dataset, "photos-000000-000000", str(TOKENIZER)).shape[2] == 3
+    assert [name for name, _ in draw_gallery(dataset, 0).unreadable] == ["photos"]
+    with pytest.raises(PicturesNotKeptError):
+        Pictures(Catalog(dataset)).stored("photos-000000-000000")
+    (out / "tokens" / "muse-vqgan" / "photos" / "000002.tar").write_bytes(b"")
+    console = Console(quiet=True)
+    with writing(dataset, ["sequences/photos", "tokens/muse-vqgan/photos"], console) as lease:
+        done = repair(dataset, verify(dataset), Means(console, lease, LOCAL))
+    assert "uvd build" in done.impossible["tokens/muse-vqgan/photos/000002"]
     (out / "sequences" / "photos" / "000002.tar").write_bytes(b"from somewhere")
-    assert ["000002.tar" in problem for problem in verify(dataset).problems] == [True]
+    assert "photos/000002.tar: a tar, where pictures are not kept" in "".join(verify(dataset).problems)
+
+
+def test_what_a_build_made_is_repaired_from_what_its_log_says(local_ray, sources, calm, tmp_path):
+    photos, out, console = sources[:1], tmp_path / "d", Console(quiet=True)
+    shutil.copytree(calm, out)
+    shutil.rmtree(out / "tokens" / "muse-vqgan" / "photos")
+    assert run(out, photos) == {"photos": True}
+    (out / "sequences" / "photos" / "000001.tar").unlink()
+    (out / "tokens" / "muse-vqgan" / "photos" / "000002.tar").write_bytes(b"")
+    dataset = Dataset.existing(str(out))
+    folders = ["sequences/photos", "tokens/muse-vqgan/photos"]
+    with writing(dataset, folders, console) as lease:
+        done = repair(dataset, verify(dataset, deep=True), Means(console, lease, LOCAL))
+    assert done.complete, list(done.lines())
+    assert dataset_bytes(out) == dataset_bytes(calm)
 
 
 def test_pictures_that_were_begun_with_stay(local_ray, sources, calm, tmp_path):

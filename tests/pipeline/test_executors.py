@@ -92,12 +92,24 @@ def test_options_are_those_of_ray() -> None:
     assert ray_options({"CPU": 1}) == {"num_cpus": 1, "num_gpus": 0, "memory": None, "resources": None}
 
 
+class Ready:
+    """Of an actor: its call comes back once a test says that the actor has started."""
+
+    def __init__(self, actor: Actor) -> None:
+        self.actor, self.over = actor, False
+
+    def remote(self) -> Ready:
+        return self
+
+
 class Actor:
     """Stands for a handle: remembers what it was given."""
 
     def __init__(self) -> None:
         self.given: list[int] = []
         self.run = self
+        self.ready = Ready(self)
+        self.__ray_ready__ = self.ready
 
     def remote(self, job: int) -> tuple[int, int]:
         self.given.append(job)
@@ -108,6 +120,9 @@ def pool(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> tuple[ActorExecuto
     made: list[Actor] = []
     killed: list[Actor] = []
     monkeypatch.setattr(executors.ray, "kill", killed.append)
+    monkeypatch.setattr(
+        executors.ray, "wait", lambda refs, num_returns, timeout: ([ref for ref in refs if ref.over], [])
+    )
 
     def make() -> Actor:
         made.append(Actor())
@@ -160,3 +175,40 @@ def test_a_job_that_does_not_end_when_asked_is_ended_with_its_actor(nodes: list[
     assert (asked, killed) == ([placed[0]], [])
     executor.cancel(placed[0], force=True)
     assert killed == made[:1]
+
+
+def test_jobs_go_to_actors_that_have_started_if_there_are_some(nodes: list[dict[str, Any]], monkeypatch) -> None:
+    nodes += [node("a", GPU=1), node("b", GPU=1)]
+    executor, made, _ = pool(monkeypatch, jobs_each=2)
+    first = executor.submit(1)
+    assert first is not None  # none has started: what is wrong with them shows by their jobs
+    made[0].ready.over = True
+    for job in (2, 3):
+        if executor.has_room(job):
+            executor.submit(job)
+    assert sum(len(actor.given) for actor in made) == 1 + (2 if made[1].given else 1)
+    assert not executor.has_room(3)
+    assert executor.places() == 2
+    made[1].ready.over = True
+    assert executor.has_room(3)
+    assert executor.places() == 4
+
+
+def test_the_successor_of_a_dead_actor_gets_nothing_until_it_has_a_node(
+    nodes: list[dict[str, Any]], monkeypatch
+) -> None:
+    nodes += [node("a", GPU=1), node("b", GPU=1)]
+    executor, made, _ = pool(monkeypatch)
+    for actor in made:
+        actor.ready.over = True
+    first, second = executor.submit(1), executor.submit(2)
+    assert first is not None
+    assert second is not None
+    executor.finished(first[0], crashed=True)
+    assert len(made) == 3
+    assert not executor.has_room(1)
+    executor.finished(second[0], crashed=False)
+    assert executor.has_room(0)
+    executor.submit(3)
+    assert made[1].given == [2, 3]
+    assert made[2].given == []

@@ -12,8 +12,8 @@ from uvd.manifests import Dataset
 from uvd.pipeline import encoding_client
 from uvd.pipeline.build_shard import BuildJob, build_shard
 from uvd.pipeline.config import config_entry
+from uvd.pipeline.encoding_actor import EncodingActor
 from uvd.pipeline.encoding_client import Allowance, EncodingService
-from uvd.pipeline.encoding_service import EncodingActor
 from uvd.pipeline.ingest import declare_and_compare, make_shard, plan, plan_file
 from uvd.pipeline.tokenizing import TokenizeActor, TokenizeSettings, tokens_entry
 from uvd.pipeline.tokenizing import plan as plan_tokens
