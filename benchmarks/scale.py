@@ -260,6 +260,21 @@ class Clock:
         return float(self._into[name])
 
 
+def report(outcome: Outcome, about: dict[str, Any], out: Path | None) -> None:
+    measured = outcome.measured
+    reached = {
+        "completions_per_s": min(measured[part]["completions_per_s"] for part in ("first", "second")),
+        "peak_gb": measured["peak_gb"],
+        "resume_s": measured["resume_s"],
+    }
+    bars = {
+        name: {"bar": bar, "met": reached[name] >= bar if name == "completions_per_s" else reached[name] <= bar}
+        for name, bar in BARS.items()
+    }
+    path = write_result("scale", {**about, **measured, "reached": reached, "bars": bars, "wrong": outcome.wrong}, out)
+    print(f"reached {reached}\nwrote {path}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=1_600_000)
@@ -272,21 +287,11 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(dir=arguments.folder))
     try:
         outcome = simulate(folder / "dataset", arguments.jobs, arguments.workers, seconds)
+        report(
+            outcome, {"workers": arguments.workers, "shard_seconds_median": float(np.median(seconds))}, arguments.out
+        )
     finally:
         shutil.rmtree(folder)
-    measured = outcome.measured
-    reached = {
-        "completions_per_s": min(measured[part]["completions_per_s"] for part in ("first", "second")),
-        "peak_gb": measured["peak_gb"],
-        "resume_s": measured["resume_s"],
-    }
-    bars = {
-        name: {"bar": bar, "met": reached[name] >= bar if name == "completions_per_s" else reached[name] <= bar}
-        for name, bar in BARS.items()
-    }
-    content = {"workers": arguments.workers, "shard_seconds_median": float(np.median(seconds)), **measured}
-    path = write_result("scale", {**content, "reached": reached, "bars": bars, "wrong": outcome.wrong}, arguments.out)
-    print(f"reached {reached}\nwrote {path}")
     if outcome.wrong:
         raise SystemExit(f"not as it must be: {'; '.join(outcome.wrong)}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import fields
 from queue import SimpleQueue
 from typing import Any
 
@@ -63,7 +63,7 @@ def _read_in_processes(dataset: Dataset, shares: list[list[Block]]) -> Iterator[
             try:
                 for share in shares:
                     readers.append(ReaderProcess(_MODULE))
-                    task = {"uri": dataset.address, "blocks": [asdict(block) for block in share]}
+                    task = {"uri": dataset.address, "blocks": [_plain(block) for block in share]}
                     pool.submit(_forward, readers[-1], task, arrived)
                 working = len(readers)
                 while working:
@@ -93,6 +93,10 @@ def _forward(
         arrived.put(error)
     else:
         arrived.put(None)
+
+
+def _plain(block: Block) -> dict[str, Any]:
+    return {field.name: getattr(block, field.name) for field in fields(block)}  # asdict would copy each number
 
 
 def _answer(task: dict[str, Any]) -> Iterator[pa.RecordBatch]:
