@@ -41,7 +41,16 @@ def handlers(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def child(handlers: str) -> Iterator[IsolatedProcess]:
     with IsolatedProcess(
-        "isolated_handlers:misbehave", timeout_s=1.5, memory_bytes=1 << 29, environment={"PYTHONPATH": handlers}
+        "isolated_handlers:misbehave", timeout_s=60, memory_bytes=1 << 29, environment={"PYTHONPATH": handlers}
+    ) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def hasty(handlers: str) -> Iterator[IsolatedProcess]:
+    """Does not wait long; long enough for an answer on a busy machine."""
+    with IsolatedProcess(
+        "isolated_handlers:misbehave", timeout_s=4, memory_bytes=1 << 29, environment={"PYTHONPATH": handlers}
     ) as process:
         yield process
 
@@ -92,9 +101,9 @@ def test_stderr_is_part_of_the_verdict(child: IsolatedProcess) -> None:
 
 
 @pytest.mark.parametrize("what", ["hang", "spin"])
-def test_a_hang_is_a_timeout(child: IsolatedProcess, what: str) -> None:
-    assert refusal(child, do=what).reason is Reason.TIMEOUT
-    echo(child)
+def test_a_hang_is_a_timeout(hasty: IsolatedProcess, what: str) -> None:
+    assert refusal(hasty, do=what).reason is Reason.TIMEOUT
+    echo(hasty)
 
 
 def test_the_child_writes_no_files(child: IsolatedProcess, tmp_path: Path) -> None:
