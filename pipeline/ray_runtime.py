@@ -1,8 +1,9 @@
 """Starting Ray: a private local instance, or an existing cluster by address.
 
 Ray's processes listen on all of a machine's addresses, those of a local instance too, and run whatever a client sends:
-so both ask for a token. A local one is made up for each process and is never written down. Without dashboard and
-metrics, a local Ray takes about 4 s to start. The environment must be set before, because its workers inherit it.
+so both ask for a token. A local one is made up for each process and is never written down. Without dashboard and the
+metrics of its workers, a local Ray takes about 4 s to start; counters of Ray's own monitor stay readable by anybody.
+The environment must be set before, because its workers inherit it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _WORKER_ENVIRONMENT = {
 }
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _LOCAL_ENVIRONMENT = {
-    "RAY_enable_metrics_collection": "0",  # their port asks for no token
+    "RAY_enable_metrics_collection": "0",  # the agents' port asks for no token
 }
 OBJECT_STORE_BYTES = 256 << 20
 """Local object store: tasks exchange reports of a few hundred bytes, so it can be small."""

@@ -107,6 +107,7 @@ def test_a_build_is_two_commands_and_all_three_find_nothing_to_do_after_it(local
     assert verify(Dataset.existing(str(out)), deep=True).problems == []
 
 
+@pytest.mark.slow
 def test_without_pictures(local_ray, sources, calm, tmp_path):
     photos, out = sources[:1], tmp_path / "d"
     assert run(out, photos, keep_images=False) == {"photos": True}
@@ -145,6 +146,7 @@ def test_without_pictures(local_ray, sources, calm, tmp_path):
     assert "photos/000002.tar: a tar, where pictures are not kept" in "".join(verify(dataset).problems)
 
 
+@pytest.mark.slow
 def test_what_a_build_made_is_repaired_from_what_its_log_says(local_ray, sources, calm, tmp_path):
     photos, out, console = sources[:1], tmp_path / "d", Console(quiet=True)
     shutil.copytree(calm, out)
