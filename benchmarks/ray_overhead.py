@@ -4,7 +4,7 @@ The work is `make_shard` on photos, in shards of ten seconds or more, on one and
 jobs, environment and observers of a run; each is in a process of its own, by turns. Workers make a small shard before
 the clock starts, so imports are in no figure; the start of Ray is told apart.
 
-    python -m uvd.benchmarks.ray_overhead [--shards 8] [--photos 3000] [--rounds 5]
+    python -m uvd.benchmarks.ray_overhead [--shards 8] [--photos 4200] [--rounds 5]
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def summarize(rounds: Mapping[str, list[dict[str, float]]]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=8)
-    parser.add_argument("--photos", type=int, default=3000, help="of a shard; ten seconds or more are wanted")
+    parser.add_argument("--photos", type=int, default=4200, help="of a shard; ten seconds or more are wanted")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--out", type=Path, default=None, help="JSON file; default benchmarks/results/ray_overhead.json"
