@@ -64,6 +64,7 @@ def ray_runtime(
         yield
         return
     _ask_for_tokens(local)
+    added = [name for name in _LOCAL_ENVIRONMENT if local and name not in os.environ]
     try:
         if local:
             # Inherited by the raylet and its workers: cheaper than a runtime environment.
@@ -94,6 +95,8 @@ def ray_runtime(
         yield
     finally:
         ray.shutdown()
+        for name in added:  # not for what this process starts next
+            os.environ.pop(name, None)
 
 
 def _ask_for_tokens(local: bool) -> None:

@@ -38,11 +38,14 @@ def calm(prepared) -> Path:
 
 @pytest.mark.parametrize(("fault", "seed", "codes"), [("worker", 1, [0]), ("raylet", 2, [0]), ("driver", 3, [KILLED])])
 def test_a_kill_costs_nothing(prepared: Campaign, fault, seed, codes):
-    outcome = prepared.run(seed, FAULTS[fault], "video")
-    assert outcome.problems == []
+    for again in range(6):  # on a fast machine a run may be over before its fault comes: then another one is drawn
+        outcome = prepared.run(seed + 100 * again, FAULTS[fault], "video")
+        assert outcome.problems == []
+        assert outcome.identical
+        if outcome.struck:
+            break
     assert outcome.struck
     assert outcome.codes[:1] == codes
-    assert outcome.identical
 
 
 @pytest.mark.slow
