@@ -13,6 +13,7 @@ from uvd.pipeline.cli_data import (
     SHARDS_FAILED,
     AddressOption,
     CpusOption,
+    GpusOption,
     OverwriteOption,
     SetOption,
     WaitOption,
@@ -32,7 +33,7 @@ def build(
     keep_images: Annotated[
         bool | None, typer.Option("--keep-images/--drop-images", help="Keep the image tars; manifests are, anyway.")
     ] = None,
-    num_gpus: Annotated[int | None, typer.Option(help="GPUs to use, one actor each.")] = None,
+    num_gpus: GpusOption = None,
     address: AddressOption = LOCAL,
     num_cpus: CpusOption = None,
     overwrite: OverwriteOption = False,

@@ -19,6 +19,7 @@ SHARDS_FAILED = 3
 DatasetOption = Annotated[str, typer.Option("--dataset", help="Dataset: a path, or s3://, gs://, file:// URI.")]
 AddressOption = Annotated[str, typer.Option(help="Ray: `local`, `auto`, or the address of a cluster.")]
 CpusOption = Annotated[int | None, typer.Option(help="CPUs of the local Ray; all by default.")]
+GpusOption = Annotated[int | None, typer.Option(help="GPUs to use, one actor each.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Make anew what is there under other settings.")]
 WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for another run that writes the same, if there is one.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: `key=value`, repeatable.")]
@@ -94,7 +95,7 @@ def tokenize(
     duplicates: Annotated[
         str | None, typer.Option(help="Pass of `uvd dedup`, such as all: what it leaves out is rejected.")
     ] = None,
-    num_gpus: Annotated[int | None, typer.Option(help="GPUs to use, one actor each.")] = None,
+    num_gpus: GpusOption = None,
     resources: Annotated[
         str, typer.Option(help="What an actor takes of a node besides: `{memory_gb: 8, custom: {pose: 1}}`.")
     ] = "{}",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import time
 from collections.abc import Mapping
@@ -22,10 +21,10 @@ from rich.console import Console
 from uvd import __version__
 from uvd.manifests.runs import FOLDER, part
 from uvd.manifests.storage import Storage
+from uvd.sequences.object_stores import CREDENTIALS
 
 PART_LINES, PART_S = 10_000, 300.0
 """On an object store a part is put after so many lines or seconds: 4 MB each, and 160 for 1.6 million shards."""
-_CREDENTIALS = re.compile(r"://[^/\s@]+@")
 
 
 class RunLog:
@@ -49,7 +48,7 @@ class RunLog:
             (storage.local_root / FOLDER).mkdir(parents=True, exist_ok=True)
             self._file = (storage.local_root / self.path).open("ab", buffering=0)
         about: dict[str, Any] = {"settings": dict(settings)} if settings else {}
-        if _CREDENTIALS.search(json.dumps(about)):
+        if CREDENTIALS.search(json.dumps(about)):
             about = {}  # a log is no place for passwords
         self._add("start", stage=stage, name=name, host=socket.gethostname(), uvd_version=__version__, **about)
         self._write()

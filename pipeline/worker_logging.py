@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import socket
 import sys
 import time
@@ -22,9 +21,10 @@ from typing import Any, ParamSpec, TypeVar
 
 import ray
 
+from uvd.sequences.object_stores import CREDENTIALS
+
 MAX_MESSAGE = 16_384
 """Characters of a message or traceback that are kept: a message may quote an input, and those are of any length."""
-_PASSWORDS = re.compile(r"://[^/\s@]+@")
 _log = logging.getLogger("uvd.worker")
 _shard: ContextVar[Mapping[str, Any] | None] = ContextVar("shard", default=None)
 
@@ -127,7 +127,7 @@ def in_this_context(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _clean(text: str) -> str:
-    text = _PASSWORDS.sub("://…@", text)
+    text = CREDENTIALS.sub("://…@", text)
     if len(text) <= MAX_MESSAGE:
         return text
     half = MAX_MESSAGE // 2  # of both ends: a traceback names its error last

@@ -17,6 +17,8 @@ from pyarrow import ArrowException, fs
 
 from uvd.sequences.errors import UserError
 
+CREDENTIALS = re.compile(r"://[^/\s@]+@")
+"""In a URI within any text: who asks, which no log may hold."""
 ATTEMPTS = 8
 """Of a request that fails in passing (5xx, slow down, no connection), with pauses that double: 20 to 60 s in all."""
 CONNECT_TIMEOUT_S = 10.0
